@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The shipped model from nothing: words, a tiny CLIP, a text-only decoder, then LLaVA's two stages. About two hours on 2 CPU cores.
+#   bash runs/tiny.sh [OUT]      (default: build/tiny; finished steps are skipped, stopped stages resume)
+set -euo pipefail
+out=${1:-build/tiny}
+train_scenes=48000
+
+step() { printf '\n== %s\n' "$*" >&2; }
+
+step "1 tokenizer"
+[ -f "$out/tokenizer/tokenizer.json" ] || llava miniature tokenizer out="$out/tokenizer"
+
+step "2 tower: a tiny CLIP on short statements with near misses"
+[ -f "$out/tower/model.safetensors" ] || llava miniature tower out="$out/tower" tokenizer="$out/tokenizer"
+
+step "3 decoder: text only"
+[ -f "$out/decoder/model.safetensors" ] || llava miniature decoder out="$out/decoder" tokenizer="$out/tokenizer"
+
+step "4 scenes"
+[ -f "$out/scenes/benchmark.jsonl" ] || llava scenes export "$out/scenes" --count "$train_scenes" --split train
+
+step "5 stage 1: the projector alone"
+llava train pretrain tower="$out/tower" decoder="$out/decoder" data="$out/scenes/pretrain.json" images="$out/scenes/images" \
+  out="$out/pretrain" batch_size=64 steps=500 lr=2e-3
+
+step "6 stage 2: projector and decoder"
+llava train finetune model="$out/pretrain" data="$out/scenes/finetune.json" images="$out/scenes/images" \
+  out="$out/finetune" batch_size=32 steps=2400 lr=1e-3
+
+step "7 score"
+llava scenes score --model "$out/finetune"

@@ -1,0 +1,241 @@
+"""Our own model as a responder: one question, a batch of them, or a session that remembers what it has read.
+
+    Conversation -> Processor.encode -> Inputs -> Batch -> model.generation -> token ids -> TextStream -> pieces of text
+
+A session keeps the keys and values of everything read. A new turn encodes the whole conversation again (cheap), compares it with what
+was read, and reads only what differs: a longer conversation re-reads nothing, an edited one keeps the part before the edit. Pictures
+count as equal when their pixels are, so an exchanged picture is never mistaken for the old one although its token ids are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from hashlib import blake2b
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from llavakit.checkpoint import store
+from llavakit.errors import CheckpointError, PromptError
+from llavakit.model.cpu import accelerate_cpu
+from llavakit.model.generation import Past, check_context, generate, stream
+from llavakit.model.llava import Llava
+from llavakit.processor import Batch, Inputs, Processor
+from llavakit.text_stream import TextStream, finished_text, held_ids
+from llavakit.types import Conversation, Sampling, assistant
+
+GREEDY = Sampling()
+
+
+class Assistant:
+    """A model and its processor, ready to reply. A ``responder.Responder``."""
+
+    def __init__(self, model: Llava, processor: Processor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.stop_ids = frozenset(processor.stop_ids)
+        added = processor.tokenizer.added_tokens_decoder
+        self._held = held_ids(processor.tokenizer.get_vocab(), [number for number, token in added.items() if token.special])
+
+    @staticmethod
+    def load(
+        path: str | Path | None = None,
+        *,
+        dtype: torch.dtype | Literal["auto"] = "auto",
+        device: str | torch.device | None = None,
+        allow_pickle: bool = False,
+    ) -> Assistant:
+        """From a checkpoint folder; without a path, the miniature that comes with the package.
+
+        dtype: "auto" takes the stored one, or one the processor is fast in (``store.choose_dtype``). device: CUDA if there is one.
+        On a CPU the fast paths of ``model/cpu.py`` are switched on. Raises CheckpointError.
+        """
+        device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        folder = built_in() if path is None else Path(path)
+        model, processor = store.load(folder, dtype=dtype, device=device, allow_pickle=allow_pickle)
+        if device.type == "cpu":
+            accelerate_cpu(model, packed=(model.vision_tower, model.multi_modal_projector))
+        return Assistant(model, processor)
+
+    def reply(self, conversation: Conversation, sampling: Sampling = GREEDY) -> Iterator[str]:
+        """The reply, piece by piece; beam search has one piece. What is wrong with the question is raised before the first piece.
+
+        Raises PromptError (``no_question``, ``empty_prompt``), ContextError (``context_length_exceeded``), ImageError.
+        """
+        batch = self._batch([self._encode(conversation, sampling)])
+        return self._pieces(batch, sampling, None)
+
+    def reply_batch(self, conversations: Sequence[Conversation], sampling: Sampling = GREEDY) -> list[str]:
+        """The replies to all, computed together: the same as ``"".join(reply(...))`` of each, up to the rounding of the dtype."""
+        if not conversations:
+            return []
+        batch = self._batch([self._encode(conversation, sampling) for conversation in conversations])
+        stop = self._stop(sampling)
+        writers = [self._writer(stop) for _ in conversations]
+
+        def ends(row: int, token: int) -> bool:
+            writers[row].push(token)
+            return writers[row].stopped
+
+        rows = generate(self.model, batch, sampling=sampling, stop_ids=self.stop_ids, ends=ends if stop else None)
+        return [finished_text(self.processor.decode(row), stop) for row in rows]
+
+    def session(self, conversation: Conversation | None = None) -> Session:
+        """A conversation to go on with, empty or begun (a system message, earlier turns)."""
+        return Session(self, Conversation(()) if conversation is None else conversation)
+
+    def _encode(self, conversation: Conversation, sampling: Sampling) -> Inputs:
+        check_question(conversation)
+        inputs = self.processor.encode(conversation, learn=False)
+        images = sum(grid.tokens for grid in inputs.grids)
+        check_context(self.model, prompt=len(inputs.input_ids), images=images, new=sampling.max_new_tokens)
+        return inputs
+
+    def _batch(self, inputs: list[Inputs]) -> Batch:
+        decoder = self.model.language_model
+        return self.processor.collate(inputs, side="left").to(decoder.device, decoder.dtype)
+
+    def _stop(self, sampling: Sampling) -> tuple[str, ...]:
+        return (*self.processor.template.stop, *sampling.stop)
+
+    def _writer(self, stop: Sequence[str]) -> TextStream:
+        return TextStream(self.processor.decode, held=self._held, stop=stop)
+
+    def _pieces(self, batch: Batch, sampling: Sampling, past: Past | None, taken: list[int] | None = None) -> Iterator[str]:
+        """``past`` is continued and filled; ``taken`` collects the tokens chosen."""
+        stop = self._stop(sampling)
+        if sampling.num_beams > 1:
+            assert past is None, "beam search keeps no memory"
+            (tokens,) = generate(self.model, batch, sampling=sampling, stop_ids=self.stop_ids)
+            yield finished_text(self.processor.decode(tokens), stop)
+            return
+        writer = self._writer(stop)
+        with closing(stream(self.model, batch, sampling=sampling, stop_ids=self.stop_ids, past=past)) as chosen:
+            for token in chosen:
+                if taken is not None:
+                    taken.append(token)
+                if piece := writer.push(token):
+                    yield piece
+                if writer.stopped:
+                    return
+        if piece := writer.finish():
+            yield piece
+
+
+class Session:
+    """One conversation that goes on. Its memory holds what the model has read: a turn costs only what is new.
+
+    ``conversation`` is the history: it grows by question and reply when a reply ends, or by what was shown if the caller stops early.
+    A greedy reply equals that of reading everything anew, up to the rounding of the dtype. Beam search reads everything anew.
+    """
+
+    def __init__(self, assistant: Assistant, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self._assistant = assistant
+        self._past = Past.empty(assistant.model)
+        self._keys: list[int | bytes] = []  # what stands at each position in memory
+
+    def ask(self, question: str, *images: Any, sampling: Sampling = GREEDY) -> Iterator[str]:
+        """Ask about the pictures given now and everything before; the reply comes piece by piece."""
+        (message,) = Conversation.ask(question, *images).messages
+        return self.reply(self.conversation.then(message), sampling)
+
+    def reply(self, conversation: Conversation, sampling: Sampling = GREEDY) -> Iterator[str]:
+        """Reply to this conversation and take it as the history: it may continue the old one or change any part of it."""
+        inputs = self._assistant._encode(conversation, sampling)
+        return self._recorded(conversation, self._pieces(inputs, sampling))
+
+    @property
+    def tokens_read(self) -> int:
+        """Positions in memory."""
+        return self._past.length
+
+    def _recorded(self, conversation: Conversation, pieces: Iterator[str]) -> Iterator[str]:
+        shown: list[str] = []
+        try:
+            for piece in pieces:
+                shown.append(piece)
+                yield piece
+        finally:
+            if any(shown):
+                self.conversation = conversation.then(assistant("".join(shown)))
+
+    def _pieces(self, inputs: Inputs, sampling: Sampling) -> Iterator[str]:
+        if sampling.num_beams > 1:
+            yield from self._assistant._pieces(self._assistant._batch([inputs]), sampling, None)
+            return
+        keys = _keys(inputs, self._assistant.processor.image_token_id)
+        self._past.keep(_common(self._keys, keys))
+        batch = self._rest(inputs, keys, self._past.length)
+        taken: list[int] = []
+        try:
+            yield from self._assistant._pieces(batch, sampling, self._past, taken)
+        except GeneratorExit:
+            raise  # the caller has read enough; memory and keys agree
+        except BaseException:
+            self._past = Past.empty(self._assistant.model)  # interrupted between two layers, perhaps
+            raise
+        finally:
+            self._keys = [*keys, *taken][: self._past.length]
+
+    def _rest(self, inputs: Inputs, keys: Sequence[int | bytes], read: int) -> Batch:
+        """What stands behind the first ``read`` positions, with the pictures that begin there."""
+        in_memory = sum(isinstance(key, bytes) for key in keys[:read])
+        first = 0
+        while in_memory > 0:
+            in_memory -= inputs.grids[first].tokens
+            first += 1
+        assert in_memory == 0, "memory ends inside a picture"
+        views = sum(grid.views for grid in inputs.grids[:first])
+        rest = Inputs(
+            input_ids=inputs.input_ids[read:], labels=inputs.labels[read:], views=inputs.views[views:], grids=inputs.grids[first:]
+        )
+        batch = self._assistant._batch([rest])
+        return replace(batch, positions=batch.positions + read)
+
+
+def _keys(inputs: Inputs, image_token_id: int) -> list[int | bytes]:
+    """What stands at each position: a token id, or a digest of the picture whose token it is."""
+    pictures = inputs.views.split([grid.views for grid in inputs.grids]) if inputs.grids else ()
+    marks: list[bytes] = []
+    for grid, views in zip(inputs.grids, pictures, strict=True):
+        marks += [blake2b(views.contiguous().numpy().data, digest_size=16).digest()] * grid.tokens
+    remaining = iter(marks)
+    return [next(remaining) if number == image_token_id else number for number in inputs.input_ids.tolist()]
+
+
+def _common(old: Sequence[int | bytes], new: Sequence[int | bytes]) -> int:
+    """How many first positions agree: whole pictures only, and at least one short of ``new``, whose last must be read to go on."""
+    pairs = enumerate(zip(old, new, strict=False))
+    same = next((at for at, (before, now) in pairs if before != now), min(len(old), len(new)))
+    same = min(same, len(new) - 1)
+    while same > 0 and isinstance(new[same], bytes) and new[same - 1] == new[same]:
+        same -= 1
+    return same
+
+
+def check_question(conversation: Conversation) -> None:
+    """Refuse a conversation that asks nothing: no open turn, or neither words nor a picture in it (hardening P5, P9)."""
+    if not conversation.open:
+        raise PromptError("no reply is due", code="no_question", where="messages", remedy="end with a user message")
+    last = conversation.turns[-1]
+    if not last.images and not last.text.strip():
+        where = f"messages[{len(conversation.messages) - 1}]"
+        raise PromptError("the question is empty", code="empty_prompt", where=where, remedy="write some words or add an image")
+
+
+def built_in() -> Path:
+    """The folder of the miniature inside the installed package. Raises CheckpointError where it was left out."""
+    folder = Path(str(resources.files("llavakit"))) / "weights" / "tiny"
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            "the built-in model is not part of this installation",
+            code="no_built_in_model",
+            where=str(folder),
+            remedy="name a checkpoint folder, or train the miniature with runs/tiny.sh",
+        )
+    return folder

@@ -1,0 +1,128 @@
+"""``llava ask``: one question about any number of pictures, the reply as it comes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, BadParameter, Option
+
+from llavakit.cli import options
+from llavakit.types import Conversation, Image
+
+EXAMPLES = """Examples:
+
+  llava ask photo.jpg "What is this?"
+
+  llava ask before.png after.png "What has changed?"
+
+  curl -s "$URL" | llava ask - "Is there a cat?"
+
+  echo "Name the colours." | llava ask photo.jpg -
+
+  llava ask --json --max-tokens 30 photo.jpg "Describe the picture."
+"""
+STDIN = "-"
+
+Words = Annotated[
+    list[str], Argument(metavar="[FILES]... QUESTION", show_default=False, help="Pictures, then the question. '-' is stdin, for either.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The words of the command line, understood: names for people, pictures and question for the model."""
+
+    names: tuple[str, ...]
+    images: tuple[Image, ...]
+    question: str
+
+    @property
+    def conversation(self) -> Conversation:
+        return Conversation.ask(self.question, *self.images)
+
+
+def ask(
+    words: Words,
+    question: Annotated[
+        str | None, Option("--question", "-q", metavar="TEXT", help="The question; then every word is a picture.", show_default=False)
+    ] = None,
+    model: options.Model = None,
+    as_json: options.Json = False,
+    max_tokens: options.MaxTokens = 512,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    beams: options.Beams = 1,
+    stop: options.Stop = None,
+    seed: options.Seed = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    allow_pickle: options.AllowPickle = False,
+) -> None:
+    """Ask a question about pictures."""
+    sampling = options.sampling(temperature, top_p, beams, max_tokens, stop, seed)
+    asked = understand(words, question)
+    check_pictures(asked.images)
+    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    started = time.perf_counter()
+    pieces = assistant.reply(asked.conversation, sampling)
+    if not as_json:
+        stream(pieces)
+        return
+    reply = "".join(pieces)
+    record = {"question": asked.question, "images": list(asked.names), "reply": reply, "model": str(model or "built-in")}
+    print(json.dumps(record | {"seconds": round(time.perf_counter() - started, 3)}, ensure_ascii=False))
+
+
+def understand(words: list[str], question: str | None = None) -> Asked:
+    """Files first, the question last; ``-`` stands for what comes through stdin, once."""
+    files = words if question is not None else words[:-1]
+    text = question if question is not None else words[-1]
+    if question is None and text != STDIN and _is_file(text):
+        raise BadParameter(f"the last word, {text!r}, is a file: put the question after the pictures, in quotes")
+    if [*files, text].count(STDIN) > 1:
+        raise BadParameter("stdin ('-') can be read once only")
+    if text == STDIN:
+        text = options.read_stdin().decode("utf-8", errors="surrogateescape").strip()
+    return Asked(names=tuple(files), images=tuple(image(name) for name in files), question=text)
+
+
+def image(name: str) -> Image:
+    """A picture named on the command line; a web address is refused here, with what to do instead."""
+    if name == STDIN:
+        return Image(options.read_stdin())
+    if "://" in name:
+        raise BadParameter(f"{name!r} is an address, not a file: fetch it first, e.g. curl -s ADDRESS | llava ask - ...")
+    return Image(Path(name))
+
+
+def check_pictures(images: tuple[Image, ...]) -> None:
+    """Every picture is opened before the seconds that loading a model takes: a bad one is refused at once."""
+    from llavakit.images import open_image
+
+    for picture in images:
+        open_image(picture)
+
+
+def stream(pieces: Iterator[str]) -> str:
+    """Write pieces as they come, and a line end; returns what was written."""
+    written = []
+    for piece in pieces:
+        written.append(piece)
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    return "".join(written)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long for a name, or holding NUL: a question
+        return False

@@ -1,0 +1,84 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import BadParameter, Option
+
+from llavakit.types import Sampling
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from llavakit.assistant import Assistant
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+Model = Annotated[
+    Path | None, Option("--model", "-m", metavar="FOLDER", help="A model folder in the llava-hf layout (default: the built-in model).")
+]
+Dtype = Annotated[str, Option("--dtype", help="Arithmetic: auto, float32, bfloat16 or float16.")]
+Device = Annotated[str | None, Option("--device", help="cpu, cuda, cuda:1, mps (default: the best there is).")]
+AllowPickle = Annotated[bool, Option("--allow-pickle", help="Read .bin weights, which can run code: only from people you trust.")]
+Temperature = Annotated[float, Option("--temperature", "-t", help="0 always takes the likeliest token; 1 draws from the model's own odds.")]
+TopP = Annotated[float, Option("--top-p", help="Draw only from the likeliest tokens that together hold this share.")]
+Beams = Annotated[int, Option("--beams", help="Search with so many beams (needs temperature 0).")]
+MaxTokens = Annotated[int, Option("--max-tokens", help="The longest reply, in tokens.")]
+Stop = Annotated[list[str] | None, Option("--stop", metavar="TEXT", help="End the reply before this text (may be repeated).")]
+Seed = Annotated[int | None, Option("--seed", help="Makes drawn replies repeatable.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON object.")]
+
+
+def sampling(temperature: float, top_p: float, beams: int, max_tokens: int, stop: list[str] | None, seed: int | None) -> Sampling:
+    """The options as one value; a value out of range is a usage error that names the parameter."""
+    return Sampling(temperature=temperature, top_p=top_p, num_beams=beams, max_new_tokens=max_tokens, stop=tuple(stop or ()), seed=seed)
+
+
+def load_assistant(model: Path | None, *, dtype: str, device: str | None, allow_pickle: bool) -> Assistant:
+    """The model as a responder; the libraries below are told to be quiet first."""
+    if dtype not in DTYPES:
+        raise BadParameter(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
+    quiet()
+    import torch
+
+    from llavakit.assistant import Assistant
+
+    chosen = "auto" if dtype == "auto" else getattr(torch, dtype)
+    return Assistant.load(model, dtype=chosen, device=_device(device), allow_pickle=allow_pickle)
+
+
+def _device(name: str | None) -> str | None:
+    """The device if it is there; torch's own words about an absent one are long and late."""
+    import torch
+
+    if name is None:
+        return None
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadParameter(f"--device {name}: there is no such device here (llava env lists them)") from error
+    return name
+
+
+def quiet() -> None:
+    """transformers talks on stderr about things that are settled here."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def save_picture(image: Image, path: Path) -> None:
+    """Write a picture in the format of the name's ending; an unknown ending is a usage error."""
+    from PIL.Image import registered_extensions
+
+    if path.suffix.lower() not in registered_extensions():
+        raise BadParameter(f"{path.name!r} does not end like a picture: use .png or .jpg")
+    image.save(path)
+
+
+def read_stdin() -> bytes:
+    """All bytes of stdin."""
+    return sys.stdin.buffer.read()

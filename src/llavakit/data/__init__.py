@@ -1,0 +1,1 @@
+"""Files to samples (``sources``), samples to batches in a fixed order (``loader``)."""

@@ -1,0 +1,233 @@
+"""Samples to batches, in an order that is a pure function of (number of samples, seed, epoch) and, when grouped, their lengths.
+
+One ``Window`` is what one optimizer step eats: ``accumulation`` batches of ``batch_size`` samples. Windows are numbered through all
+epochs, every sample stands in exactly one window of an epoch, and the last window of an epoch may be short. So the whole state of the
+loader is one number, and resuming is asking for the next window: no batch is read to be thrown away.
+
+    epoch 0                          epoch 1
+    [window 0][window 1][window 2]   [window 3][window 4][window 5] ...          each window -> batches -> samples
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llavakit.data.sources import OnBad, Sample
+from llavakit.errors import DataError, LlavaError, TrainingError
+from llavakit.processor import Batch, Inputs, Processor
+
+IGNORED = -100  # spec, global constants
+MOST_REPLACED = 100  # neighbours tried for one bad sample before giving up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The batches of one optimizer step. ``epoch`` counts what is read when it is done; ``learned`` counts shifted labels."""
+
+    step: int
+    epoch: float
+    batches: tuple[Batch, ...]
+    ids: tuple[tuple[str, ...], ...]
+    tokens: int
+    learned: int
+    silent: int  # samples without one learned token (hardening D10)
+    replaced: tuple[str, ...]  # what was wrong with samples whose place a neighbour took
+
+    @property
+    def samples(self) -> int:
+        return sum(len(ids) for ids in self.ids)
+
+
+def learned_tokens(batch: Batch) -> int:
+    """How many positions carry loss once labels are shifted: the first position never does."""
+    return int((batch.labels[:, 1:] != IGNORED).sum())
+
+
+def epoch_windows(
+    count: int, *, size: int, seed: int, epoch: int, lengths: Sequence[tuple[bool, int]] = (), group: int = 0
+) -> list[list[int]]:
+    """The sample numbers of each window of an epoch.
+
+    ``RandomState`` draws, because numpy promises that its streams never change. With ``group`` runs of so many windows are sorted by
+    (has image, length), cut, and the cuts shuffled: neighbours pad less, any one window is still a random draw of the run.
+    """
+    draw = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
+    order: list[int] = draw.permutation(count).tolist()
+    if not group:
+        return [order[i : i + size] for i in range(0, count, size)]
+    windows: list[list[int]] = []
+    for start in range(0, count, size * group):
+        run = sorted(order[start : start + size * group], key=lambda i: lengths[i])
+        cuts = [run[i : i + size] for i in range(0, len(run), size)]
+        windows += [cuts[i] for i in draw.permutation(len(cuts)).tolist()]
+    return windows
+
+
+class Loader:
+    """Endless windows; ``state()`` is the number of windows already given out.
+
+    With ``workers`` the windows are prepared in as many processes, in the same order. ``cache_bytes`` bounds a memory of prepared samples
+    (one for each process): it fills once and is never emptied, so it changes the speed and nothing else.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: Processor,
+        *,
+        batch_size: int,
+        seed: int,
+        accumulation: int = 1,
+        workers: int = 0,
+        group: int = 0,
+        lengths: Sequence[tuple[bool, int]] = (),
+        cache_bytes: int = 0,
+        on_bad: OnBad = "stop",
+    ) -> None:
+        assert len(samples), "a source is never empty"
+        assert not group or len(lengths) == len(samples), "grouping needs a length for each sample"
+        self._maker = _WindowMaker(samples, processor, batch_size=batch_size, cache_bytes=cache_bytes, on_bad=on_bad)
+        self._size = batch_size * accumulation
+        self._seed, self._group, self._lengths, self._workers = seed, group, lengths, workers
+        self._count = len(samples)
+        self._next = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self._count / self._size)
+
+    def state(self) -> dict[str, int]:
+        return {"window": self._next}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go on after the windows that ``state`` counts; takes effect for the next ``iter``."""
+        self._next = state["window"]
+
+    def __iter__(self) -> Iterator[Window]:
+        for made in self._made():
+            if isinstance(made, LlavaError):
+                raise made
+            self._next = made.step + 1
+            yield made
+
+    def _made(self) -> Iterator[Window | LlavaError]:
+        if not self._workers:
+            yield from map(self._maker.__getitem__, self._plan(self._next))
+            return
+        from torch.utils.data import DataLoader
+
+        loader: DataLoader[Window | LlavaError] = DataLoader(
+            self._maker,  # type: ignore[arg-type]  # map-style: __getitem__ takes what the sampler gives
+            sampler=_Plan(self, self._next),  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=self._workers,
+            collate_fn=_as_is,
+            worker_init_fn=_quiet_worker,
+            generator=torch.Generator(),  # its own, so that the run's random stream is not touched
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:  # what torch raises when a worker process is gone (T8)
+            raise TrainingError(
+                f"a loader process died: {error}", code="worker_died", remedy="often memory: lower workers or cache_mb, then resume"
+            ) from error
+
+    def _plan(self, start: int) -> Iterator[_Order]:
+        """The orders for windows from ``start`` on, through all epochs."""
+        per_epoch = self.steps_per_epoch
+        for epoch in range(start // per_epoch, 2**31):
+            windows = epoch_windows(self._count, size=self._size, seed=self._seed, epoch=epoch, lengths=self._lengths, group=self._group)
+            done = 0
+            for number, indices in enumerate(windows):
+                done += len(indices)
+                step = epoch * per_epoch + number
+                if step >= start:
+                    yield _Order(step, epoch + done / self._count, indices)
+
+
+@dataclass(frozen=True)
+class _Order:
+    step: int
+    epoch: float
+    indices: list[int]
+
+
+class _Plan:
+    """``Loader._plan`` as something that can be iterated again."""
+
+    def __init__(self, loader: Loader, start: int) -> None:
+        self._loader, self._start = loader, start
+
+    def __iter__(self) -> Iterator[_Order]:
+        return self._loader._plan(self._start)
+
+
+class _WindowMaker:
+    """Orders to windows; lives in the training process or in each worker. Errors are returned, so that they cross processes whole."""
+
+    def __init__(self, samples: Sequence[Sample], processor: Processor, *, batch_size: int, cache_bytes: int, on_bad: OnBad) -> None:
+        self._samples, self._processor = samples, processor
+        self._batch_size, self._on_bad = batch_size, on_bad
+        self._room = cache_bytes
+        self._cache: dict[int, Inputs] = {}
+
+    def __getitem__(self, order: _Order) -> Window | LlavaError:
+        replaced: list[str] = []
+        try:
+            found = [self._usable(index, replaced) for index in order.indices]
+        except LlavaError as error:
+            return error
+        parts = [found[i : i + self._batch_size] for i in range(0, len(found), self._batch_size)]
+        batches = tuple(self._processor.collate([inputs for _, inputs in part], side="right") for part in parts)
+        return Window(
+            step=order.step,
+            epoch=order.epoch,
+            batches=batches,
+            ids=tuple(tuple(sample_id for sample_id, _ in part) for part in parts),
+            tokens=sum(int(batch.mask.sum()) for batch in batches),
+            learned=sum(map(learned_tokens, batches)),
+            silent=sum(1 for _, inputs in found if not bool((inputs.labels[1:] != IGNORED).any())),
+            replaced=tuple(replaced),
+        )
+
+    def _usable(self, index: int, replaced: list[str]) -> tuple[str, Inputs]:
+        """The sample, or with on_bad="skip" the next one that can be used: always the same for the same files (D2)."""
+        for offset in range(MOST_REPLACED if self._on_bad == "skip" else 1):
+            sample = self._samples[(index + offset) % len(self._samples)]
+            try:
+                return sample.id, self._encoded((index + offset) % len(self._samples), sample)
+            except LlavaError as error:
+                failure = DataError(
+                    error.what,
+                    code=error.code,
+                    where=f"{sample.where} (id {sample.id}) {error.where}".rstrip(),
+                    remedy=error.remedy or "repair the sample, or on_bad_sample=skip",
+                )
+                replaced.append(str(failure))
+        raise failure
+
+    def _encoded(self, index: int, sample: Sample) -> Inputs:
+        cached = self._cache.get(index)
+        if cached is not None:
+            return cached
+        inputs = self._processor.encode(sample.conversation, learn=True)
+        size = inputs.views.nbytes + inputs.input_ids.nbytes + inputs.labels.nbytes
+        if size <= self._room:
+            self._room -= size
+            self._cache[index] = inputs
+        return inputs
+
+
+def _as_is(window: Window | LlavaError) -> Window | LlavaError:
+    return window
+
+
+def _quiet_worker(_: int) -> None:
+    """Ctrl-C reaches the whole process group; only the training process answers it (T2)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

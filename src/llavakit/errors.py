@@ -1,0 +1,77 @@
+"""Every error a user can meet, as one tree.
+
+    LlavaError
+    +-- ImageError           one picture cannot be used            (hardening I rows)
+    +-- PromptError          the conversation cannot be asked      (P rows)
+    +-- SamplingError        a decoding parameter is out of range  (P10)
+    +-- CheckpointError      files do not make a model             (C rows)
+    +-- DataError            a training file or sample is wrong    (D rows)
+    +-- ConfigError          an option or override is wrong
+    +-- TrainingError        a run cannot start or go on           (T rows)
+    +-- ContextError         more tokens than the model's context  (P4)
+    +-- MissingExtraError    an optional dependency is not installed
+
+Each carries a stable ``code`` (programs match on it), ``what`` happened, ``where`` (the offending file, field or value) and
+the ``remedy``. ``str(error)`` is the one line a person sees. A wrong *call* by our own code is an ``assert``, never one of these.
+"""
+
+from __future__ import annotations
+
+
+class LlavaError(Exception):
+    """Base of all errors raised on purpose: one line of what, where and how to fix."""
+
+    def __init__(self, what: str, *, code: str, where: str = "", remedy: str = "") -> None:
+        self.code = code
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{line}. {self.remedy}" if self.remedy else line
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process borders (loader workers) without losing their fields."""
+        return _rebuild, (type(self), self.what, self.code, self.where, self.remedy)
+
+
+def _rebuild(kind: type[LlavaError], what: str, code: str, where: str, remedy: str) -> LlavaError:
+    return kind(what, code=code, where=where, remedy=remedy)
+
+
+class ImageError(LlavaError):
+    """A picture that cannot be decoded, is not allowed, or is too large."""
+
+
+class PromptError(LlavaError):
+    """A conversation that no template can render: wrong order, unknown role, bad characters, image counts that differ."""
+
+
+class SamplingError(LlavaError):
+    """A decoding parameter outside its range; ``where`` names the parameter."""
+
+
+class CheckpointError(LlavaError):
+    """A folder that does not hold a complete, consistent model."""
+
+
+class DataError(LlavaError):
+    """A training file or sample that cannot be used; ``where`` is file, line and id."""
+
+
+class ConfigError(LlavaError):
+    """An unknown option or a value of the wrong type."""
+
+
+class TrainingError(LlavaError):
+    """A run that cannot start, or must stop."""
+
+
+class ContextError(LlavaError):
+    """The prompt, its image tokens and the reply asked for do not fit the model's context."""
+
+
+class MissingExtraError(LlavaError):
+    """An optional dependency is not installed; the remedy is the pip line."""

@@ -1,0 +1,1 @@
+"""Evaluation: questions -> any responder -> answers -> score -> table."""

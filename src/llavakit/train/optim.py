@@ -1,0 +1,94 @@
+"""AdamW over the parameters that learn, the learning-rate curve, and the optimizer's memory by parameter name.
+
+rate
+ 1 |   /--.._                 climbs in ceil(warmup * steps) steps, then 0.5 * (1 + cos(pi * share of the rest))
+   |  /      `-._             (spec 4.2: warm-up ratio 0.03, cosine to 0). Step s stands at s + 1 in the climb, so that
+ 0 | /           `-.._        no step is spent at rate 0, where the original's first step is.
+   +--------------------> step
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from llavakit.errors import CheckpointError
+
+
+def factor(step: int, *, steps: int, warmup: float) -> float:
+    """The share of the peak rate at which optimizer step ``step`` (from 0) is taken."""
+    climb = math.ceil(warmup * steps)
+    if step < climb:
+        return (step + 1) / climb
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - climb) / max(1, steps - climb))))
+
+
+class Optimizer:
+    """Fused AdamW. Weights and moments are fp32; norms and biases (one dimension) do not decay."""
+
+    def __init__(
+        self, model: nn.Module, rates: Mapping[str, float], *, lr: float, weight_decay: float, betas: tuple[float, float], clip: float
+    ) -> None:
+        self._named = {name: parameter for name, parameter in model.named_parameters() if name in rates}
+        self._parameters = list(self._named.values())
+        self._lr, self._clip = lr, clip
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in self._named.items():
+            assert parameter.dtype == torch.float32, f"{name} learns in {parameter.dtype}"
+            groups.setdefault((rates[name], parameter.ndim > 1), []).append(parameter)
+        self._rates = [rate for rate, _ in groups]
+        rows = [{"params": members, "weight_decay": weight_decay if decays else 0.0} for (_, decays), members in groups.items()]
+        fused = self._parameters[0].device.type in ("cpu", "cuda", "mps")
+        self._adamw = torch.optim.AdamW(rows, lr=lr, betas=betas, eps=1e-8, fused=fused)
+
+    @property
+    def learned(self) -> int:
+        """How many numbers learn."""
+        return sum(parameter.numel() for parameter in self._parameters)
+
+    def clip_gradients(self) -> Tensor:
+        """The norm of all gradients before clipping (a scalar tensor); scales them down to ``clip`` unless that is 0."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._clip:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
+        return norm
+
+    def step(self, share: float) -> float:
+        """One update at ``share`` of the peak rate; the rate of rows with rate 1 is returned."""
+        for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
+            group["lr"] = self._lr * rate * share
+        self._adamw.step()
+        return self._lr * share
+
+    def forget_gradients(self) -> None:
+        self._adamw.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments and step counts by parameter name; empty before the first update."""
+        return {
+            f"{key}/{name}": value.detach()
+            for name, parameter in self._named.items()
+            for key, value in self._adamw.state.get(parameter, {}).items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state``. Raises CheckpointError when the names or shapes are of other parameters."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for full, value in state.items():
+            key, _, name = full.partition("/")
+            found.setdefault(name, {})[key] = value
+        strange = sorted(set(found) - set(self._named)) + (sorted(set(self._named) - set(found)) if found else [])
+        strange += [n for n, entry in found.items() if n in self._named and entry["exp_avg"].shape != self._named[n].shape]
+        if strange:
+            raise CheckpointError(
+                f"the optimizer's memory does not fit {len(strange)} parameters, first {strange[0]}",
+                code="optimizer_mismatch",
+                remedy="resume with the stage and rates of the checkpoint, or start a new run from it",
+            )
+        for name, entry in found.items():
+            parameter = self._named[name]
+            self._adamw.state[parameter] = {key: value.to(parameter.device) for key, value in entry.items()}
