@@ -53,7 +53,7 @@ def _pieces(name: str, ids: Sequence[int], stop: Sequence[str] = ()) -> list[str
     return [*(stream.push(number) for number in ids), stream.finish()]
 
 
-@settings(max_examples=4000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(data=st.data(), name=st.sampled_from(sorted(TOKENIZERS)), stop=STOPS)
 def test_joined_pieces_are_the_finished_text_of_any_ids(data: st.DataObject, name: str, stop: list[str]) -> None:
     size = TOKENIZERS[name].get_vocab_size()
@@ -62,14 +62,14 @@ def test_joined_pieces_are_the_finished_text_of_any_ids(data: st.DataObject, nam
     assert "".join(pieces) == finished_text(_decode(name)(ids), stop)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=20), name=st.sampled_from(sorted(TOKENIZERS)), stop=STOPS)
 def test_joined_pieces_are_the_finished_text_of_any_text(text: str, name: str, stop: list[str]) -> None:
     ids = TOKENIZERS[name].encode(text, add_special_tokens=False).ids
     assert "".join(_pieces(name, ids, stop)) == finished_text(_decode(name)(ids), stop)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(words=st.lists(st.sampled_from(["st", "op", "s", "#", "##", "US", "ER", "🙂", "é", " ", "x"]), max_size=12), stop=STOPS)
 def test_no_piece_shows_a_stop_string_or_its_beginning_too_early(words: list[str], stop: list[str]) -> None:
     ids = [number for word in words for number in TOKENIZERS["llama"].encode(word, add_special_tokens=False).ids]
