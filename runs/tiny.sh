@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# The shipped model from nothing: words, a tiny CLIP, a text-only decoder, then LLaVA's two stages. About two hours on 2 CPU cores.
+# The shipped model from nothing: words, a tiny CLIP, a text-only decoder, then LLaVA's two stages. Under two hours on 2 CPU cores.
 #   bash runs/tiny.sh [OUT]      (default: build/tiny; finished steps are skipped, stopped stages resume)
 set -euo pipefail
 out=${1:-build/tiny}
-train_scenes=48000
 
 step() { printf '\n== %s\n' "$*" >&2; }
 
@@ -17,15 +16,15 @@ step "3 decoder: text only"
 [ -f "$out/decoder/model.safetensors" ] || llava miniature decoder out="$out/decoder" tokenizer="$out/tokenizer"
 
 step "4 scenes"
-[ -f "$out/scenes/benchmark.jsonl" ] || llava scenes export "$out/scenes" --count "$train_scenes" --split train
+[ -f "$out/scenes/benchmark.jsonl" ] || llava scenes export "$out/scenes" --count 48000 --split train
 
 step "5 stage 1: the projector alone"
 llava train pretrain tower="$out/tower" decoder="$out/decoder" data="$out/scenes/pretrain.json" images="$out/scenes/images" \
-  out="$out/pretrain" batch_size=64 steps=500 lr=2e-3
+  aspect=pad out="$out/pretrain" batch_size=64 accumulation=1 steps=400 lr=2e-3
 
 step "6 stage 2: projector and decoder"
-llava train finetune model="$out/pretrain" data="$out/scenes/finetune.json" images="$out/scenes/images" \
-  out="$out/finetune" batch_size=32 steps=2400 lr=1e-3
+llava train finetune start="$out/pretrain/step-400" data="$out/scenes/finetune.json" images="$out/scenes/images" \
+  out="$out/finetune" batch_size=32 accumulation=1 steps=2200 lr=1e-3
 
 step "7 score"
-llava scenes score --model "$out/finetune"
+llava scenes score --model "$out/finetune/step-2200"

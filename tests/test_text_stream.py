@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from llavakit.text_stream import TextStream, finished_text, held_ids, stop_at
 
-WORDS = "a photo of two red birds and ünïcödé 你好 the quick brown fox USER ASSISTANT stop ### end".split()
+WORDS = ("a", "photo", "of", "two", "red", "birds", "and", "ünïcödé", "你好", "quick", "fox", "USER", "stop", "###", "end")
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -19,7 +19,8 @@ def _llama_like() -> Tokenizer:
     """Pieces with ``▁``, single-byte tokens for the rest: the tokenizer of LLaMA and Vicuna."""
     letters = sorted(set("".join(WORDS)))
     pieces = ["<unk>", "<s>", "</s>", *BYTES, "▁", "▁▁", *(f"▁{word}" for word in WORDS), *letters, "\n"]
-    tokenizer = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(dict.fromkeys(pieces))}, merges=[], byte_fallback=True))
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1, right=0)]

@@ -267,7 +267,7 @@ def parts(tiny_model_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
     ],
 )
 def test_a_run_that_cannot_start_says_so(changes: dict[str, Any], code: str | None, where: str, finetune: TrainConfig) -> None:
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # the type varies, the code does not
+    with pytest.raises(Exception) as caught:  # the type varies, the code does not
         train(replace(finetune, **changes))
     error = caught.value
     assert isinstance(error, loop.LlavaError)

@@ -9,18 +9,18 @@ count as equal when their pixels are, so an exchanged picture is never mistaken 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from llavakit.checkpoint import store
-from llavakit.errors import CheckpointError, PromptError
+from llavakit.errors import CheckpointError
 from llavakit.model.cpu import accelerate_cpu
 from llavakit.model.generation import Past, check_context, generate, stream
 from llavakit.model.llava import Llava
@@ -45,7 +45,7 @@ class Assistant:
     def load(
         path: str | Path | None = None,
         *,
-        dtype: torch.dtype | Literal["auto"] = "auto",
+        dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
         allow_pickle: bool = False,
     ) -> Assistant:
@@ -89,15 +89,12 @@ class Assistant:
         return Session(self, Conversation(()) if conversation is None else conversation)
 
     def _encode(self, conversation: Conversation, sampling: Sampling) -> Inputs:
-        check_question(conversation)
-        inputs = self.processor.encode(conversation, learn=False)
-        images = sum(grid.tokens for grid in inputs.grids)
-        check_context(self.model, prompt=len(inputs.input_ids), images=images, new=sampling.max_new_tokens)
+        inputs = self.processor.encode(conversation, learn=False, room=sampling.max_new_tokens)
+        check_context(self.model, prompt=len(inputs.input_ids), new=sampling.max_new_tokens)
         return inputs
 
     def _batch(self, inputs: list[Inputs]) -> Batch:
-        decoder = self.model.language_model
-        return self.processor.collate(inputs, side="left").to(decoder.device, decoder.dtype)
+        return self.processor.collate(inputs, side="left").to(self.model.device, self.model.dtype)
 
     def _stop(self, sampling: Sampling) -> tuple[str, ...]:
         return (*self.processor.template.stop, *sampling.stop)
@@ -105,7 +102,7 @@ class Assistant:
     def _writer(self, stop: Sequence[str]) -> TextStream:
         return TextStream(self.processor.decode, held=self._held, stop=stop)
 
-    def _pieces(self, batch: Batch, sampling: Sampling, past: Past | None, taken: list[int] | None = None) -> Iterator[str]:
+    def _pieces(self, batch: Batch, sampling: Sampling, past: Past | None, taken: list[int] | None = None) -> Generator[str]:
         """``past`` is continued and filled; ``taken`` collects the tokens chosen."""
         stop = self._stop(sampling)
         if sampling.num_beams > 1:
@@ -130,7 +127,8 @@ class Session:
     """One conversation that goes on. Its memory holds what the model has read: a turn costs only what is new.
 
     ``conversation`` is the history: it grows by question and reply when a reply ends, or by what was shown if the caller stops early.
-    A greedy reply equals that of reading everything anew, up to the rounding of the dtype. Beam search reads everything anew.
+    A reply that is still going on is given up when the next question is asked. A greedy reply equals that of reading everything anew,
+    up to the rounding of the dtype. Beam search reads everything anew.
     """
 
     def __init__(self, assistant: Assistant, conversation: Conversation) -> None:
@@ -138,33 +136,44 @@ class Session:
         self._assistant = assistant
         self._past = Past.empty(assistant.model)
         self._keys: list[int | bytes] = []  # what stands at each position in memory
+        self._speaking: Generator[str] | None = None
 
     def ask(self, question: str, *images: Any, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Ask about the pictures given now and everything before; the reply comes piece by piece."""
+        self._hush()
         (message,) = Conversation.ask(question, *images).messages
         return self.reply(self.conversation.then(message), sampling)
 
     def reply(self, conversation: Conversation, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Reply to this conversation and take it as the history: it may continue the old one or change any part of it."""
+        self._hush()
         inputs = self._assistant._encode(conversation, sampling)
-        return self._recorded(conversation, self._pieces(inputs, sampling))
+        self._speaking = self._recorded(conversation, self._pieces(inputs, sampling))
+        return self._speaking
+
+    def _hush(self) -> None:
+        """End a reply that the caller left in the middle, before another begins: they share one memory."""
+        if self._speaking is not None:
+            self._speaking.close()
+            self._speaking = None
 
     @property
     def tokens_read(self) -> int:
         """Positions in memory."""
         return self._past.length
 
-    def _recorded(self, conversation: Conversation, pieces: Iterator[str]) -> Iterator[str]:
+    def _recorded(self, conversation: Conversation, pieces: Generator[str]) -> Generator[str]:
         shown: list[str] = []
         try:
             for piece in pieces:
                 shown.append(piece)
                 yield piece
         finally:
-            if any(shown):
+            pieces.close()  # first, so that memory and history change together
+            if shown:
                 self.conversation = conversation.then(assistant("".join(shown)))
 
-    def _pieces(self, inputs: Inputs, sampling: Sampling) -> Iterator[str]:
+    def _pieces(self, inputs: Inputs, sampling: Sampling) -> Generator[str]:
         if sampling.num_beams > 1:
             yield from self._assistant._pieces(self._assistant._batch([inputs]), sampling, None)
             return
@@ -216,16 +225,6 @@ def _common(old: Sequence[int | bytes], new: Sequence[int | bytes]) -> int:
     while same > 0 and isinstance(new[same], bytes) and new[same - 1] == new[same]:
         same -= 1
     return same
-
-
-def check_question(conversation: Conversation) -> None:
-    """Refuse a conversation that asks nothing: no open turn, or neither words nor a picture in it (hardening P5, P9)."""
-    if not conversation.open:
-        raise PromptError("no reply is due", code="no_question", where="messages", remedy="end with a user message")
-    last = conversation.turns[-1]
-    if not last.images and not last.text.strip():
-        where = f"messages[{len(conversation.messages) - 1}]"
-        raise PromptError("the question is empty", code="empty_prompt", where=where, remedy="write some words or add an image")
 
 
 def built_in() -> Path:

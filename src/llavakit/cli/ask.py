@@ -5,33 +5,29 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, Option
 
 from llavakit.cli import options
+from llavakit.errors import ConfigError
 from llavakit.types import Conversation, Image
 
 EXAMPLES = """Examples:
 
   llava ask photo.jpg "What is this?"
-
   llava ask before.png after.png "What has changed?"
-
   curl -s "$URL" | llava ask - "Is there a cat?"
-
   echo "Name the colours." | llava ask photo.jpg -
-
   llava ask --json --max-tokens 30 photo.jpg "Describe the picture."
 """
 STDIN = "-"
 
-Words = Annotated[
-    list[str], Argument(metavar="[FILES]... QUESTION", show_default=False, help="Pictures, then the question. '-' is stdin, for either.")
-]
+Words = Annotated[list[str], Argument(metavar="WORDS", show_default=False, help="Pictures, then the question. '-' is stdin, for either.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +80,9 @@ def understand(words: list[str], question: str | None = None) -> Asked:
     files = words if question is not None else words[:-1]
     text = question if question is not None else words[-1]
     if question is None and text != STDIN and _is_file(text):
-        raise BadParameter(f"the last word, {text!r}, is a file: put the question after the pictures, in quotes")
+        raise ConfigError("the last word is a file", code="no_question", where=text, remedy="put the question last, in quotes")
     if [*files, text].count(STDIN) > 1:
-        raise BadParameter("stdin ('-') can be read once only")
+        raise ConfigError("'-' stands twice", code="stdin_twice", remedy="stdin can be read once: name a file, or the question")
     if text == STDIN:
         text = options.read_stdin().decode("utf-8", errors="surrogateescape").strip()
     return Asked(names=tuple(files), images=tuple(image(name) for name in files), question=text)
@@ -97,7 +93,7 @@ def image(name: str) -> Image:
     if name == STDIN:
         return Image(options.read_stdin())
     if "://" in name:
-        raise BadParameter(f"{name!r} is an address, not a file: fetch it first, e.g. curl -s ADDRESS | llava ask - ...")
+        raise ConfigError("an address, not a file", code="not_a_file", where=name, remedy="fetch it: curl -s ADDRESS | llava ask - ...")
     return Image(Path(name))
 
 
@@ -105,8 +101,10 @@ def check_pictures(images: tuple[Image, ...]) -> None:
     """Every picture is opened before the seconds that loading a model takes: a bad one is refused at once."""
     from llavakit.images import open_image
 
-    for picture in images:
-        open_image(picture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the processor opens them again and says what there is to say, once
+        for picture in images:
+            open_image(picture)
 
 
 def stream(pieces: Iterator[str]) -> str:

@@ -40,7 +40,8 @@ def guard(action: Callable[[], int], *, debug: bool = False) -> int:
     except Exception as error:  # the last border: nothing may leave as a traceback
         if debug:
             traceback.print_exc()
-        _say(line(error))
+        if not isinstance(error, TyperException) or error.format_message():  # "no words given" has printed the help and says nothing
+            _say(line(error))
         return code_of(error)
 
 
@@ -65,7 +66,8 @@ def _words(error: Exception) -> str:
     if isinstance(error, LlavaError):
         return str(error)
     if isinstance(error, TyperException):
-        return f"{error.format_message().rstrip('.')}. llava --help lists the commands, llava COMMAND --help the options"
+        what = error.format_message().rstrip(".")
+        return f"{what[:1].lower()}{what[1:]}. llava --help lists the commands, llava COMMAND --help the options"
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror.lower()}. check the path, the permissions and the free space"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,11 +21,8 @@ if TYPE_CHECKING:
 EXAMPLES = """Examples:
 
   llava chat photo.jpg
-
   llava chat --model runs/finetune/final
-
   printf 'What is this?\\nWhat colour is it?\\n' | llava chat photo.jpg
-
 In the chat: /image FILE adds a picture, /reset begins anew, /help, /quit (or Ctrl-D). Ctrl-C stops a reply.
 """
 HELP = "/image FILE  add a picture to the next question\n/reset       begin anew\n/help        this list\n/quit        leave (or Ctrl-D)"
@@ -78,7 +76,7 @@ class Room:
 
 
 def chat(
-    images: Annotated[list[str] | None, Argument(metavar="[IMAGE]...", show_default=False, help="Pictures for the first question.")] = None,
+    images: Annotated[list[str] | None, Argument(metavar="IMAGE", show_default=False, help="Pictures for the first question.")] = None,
     model: options.Model = None,
     max_tokens: options.MaxTokens = 512,
     temperature: options.Temperature = 0.0,
@@ -115,10 +113,8 @@ def _lines() -> Iterator[str]:
     if not _interactive():
         yield from sys.stdin
         return
-    try:
+    with suppress(ImportError):  # a Python built without it
         import readline  # noqa: F401  # its import gives input() a line editor and a history
-    except ImportError:  # a Python built without it
-        pass
     while True:
         shown = sys.stdout.isatty()  # a prompt that input() itself knows survives editing; into a pipe it must not go
         if not shown:

@@ -15,7 +15,6 @@ from llavakit.cli import options, terminal
 EXAMPLES = """Examples:
 
   llava demo
-
   llava demo --model runs/finetune/final
 """
 

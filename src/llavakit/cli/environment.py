@@ -15,7 +15,6 @@ from llavakit.cli import options
 EXAMPLES = """Examples:
 
   llava env
-
   llava env --json > report.json
 """
 PACKAGES = (
@@ -32,7 +31,6 @@ PACKAGES = (
     "pyyaml",
 )
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")  # what decides a CPU's speed
-BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 CACHES = (("HF_HOME", "~/.cache/huggingface"), ("HF_HUB_CACHE", "~/.cache/huggingface/hub"), ("TORCH_HOME", "~/.cache/torch"))
 
 Report = dict[str, dict[str, str]]
@@ -87,7 +85,6 @@ def _processor() -> dict[str, str]:
         "name": lines.get("model name", platform.processor() or "unknown"),
         "cores": f"{usable} usable of {os.cpu_count()}",
         "flags": " ".join(flag for flag in FLAGS if flag in flags) or "unknown",
-        "bf16": "in hardware" if flags & BF16 else "emulated" if flags else "unknown",
     }
 
 
@@ -104,9 +101,12 @@ def _cpuinfo() -> dict[str, str]:
 def _torch() -> dict[str, str]:
     import torch
 
+    from llavakit.checkpoint.store import cpu_has_bf16
+
     rows = {
         "threads": str(torch.get_num_threads()),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16 on the cpu": "in hardware" if cpu_has_bf16() else "emulated",
         "cuda": torch.version.cuda or "not built in",
         "mps": "available" if torch.backends.mps.is_available() else "none",
     }

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import BadParameter, Option
+from typer import Option
 
+from llavakit.errors import ConfigError
 from llavakit.types import Sampling
 
 if TYPE_CHECKING:
@@ -39,14 +40,14 @@ def sampling(temperature: float, top_p: float, beams: int, max_tokens: int, stop
 def load_assistant(model: Path | None, *, dtype: str, device: str | None, allow_pickle: bool) -> Assistant:
     """The model as a responder; the libraries below are told to be quiet first."""
     if dtype not in DTYPES:
-        raise BadParameter(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
+        raise ConfigError(f"no arithmetic {dtype!r}", code="bad_value", where="--dtype", remedy=f"use one of {', '.join(DTYPES)}")
     quiet()
     import torch
 
     from llavakit.assistant import Assistant
 
-    chosen = "auto" if dtype == "auto" else getattr(torch, dtype)
-    return Assistant.load(model, dtype=chosen, device=_device(device), allow_pickle=allow_pickle)
+    arithmetic: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return Assistant.load(model, dtype=arithmetic.get(dtype, "auto"), device=_device(device), allow_pickle=allow_pickle)
 
 
 def _device(name: str | None) -> str | None:
@@ -58,7 +59,8 @@ def _device(name: str | None) -> str | None:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadParameter(f"--device {name}: there is no such device here (llava env lists them)") from error
+        what = f"there is no device {name!r} here"
+        raise ConfigError(what, code="bad_value", where="--device", remedy="llava env lists the devices") from error
     return name
 
 
@@ -75,7 +77,7 @@ def save_picture(image: Image, path: Path) -> None:
     from PIL.Image import registered_extensions
 
     if path.suffix.lower() not in registered_extensions():
-        raise BadParameter(f"{path.name!r} does not end like a picture: use .png or .jpg")
+        raise ConfigError("the name does not end like a picture's", code="bad_value", where=str(path), remedy="use .png or .jpg")
     image.save(path)
 
 

@@ -7,7 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,24 +18,21 @@ from llavakit.cli import options, terminal
 DRAW_EXAMPLES = """Examples:
 
   llava scenes draw scene.png --seed 7            (the picture, and what is true of it)
-
   llava scenes draw small.jpg --seed 7 --side 112
 """
 EXPORT_EXAMPLES = """Examples:
 
   llava scenes export data/train --count 40000
-
   llava scenes export data/test --split test --count 2000
 """
 SCORE_EXAMPLES = """Examples:
 
   llava scenes score                               (the built-in model, 200 questions of each type)
-
   llava scenes score --model runs/finetune/final --per-type 50 --json
 """
 
 
-class SplitName(str, Enum):
+class SplitName(StrEnum):
     train = "train"
     test = "test"
 

@@ -11,10 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, Option
 
 from llavakit.cli import options, terminal
 from llavakit.cli.ask import understand
+from llavakit.errors import ConfigError
 from llavakit.types import Conversation, assistant
 
 if TYPE_CHECKING:
@@ -26,12 +27,9 @@ if TYPE_CHECKING:
 EXAMPLES = """Examples:
 
   llava show photo.jpg "What is this?"
-
   llava show photo.jpg "What is this?" --reply "A cat." --views views.png
-
   llava show --data scenes/finetune.json --images scenes/images --index 3
 """
-IGNORED = -100  # the label of a token that carries no loss
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Run:
 
 def show(
     words: Annotated[
-        list[str] | None, Argument(metavar="[FILES]... QUESTION", show_default=False, help="Pictures, then the question, as in ask.")
+        list[str] | None, Argument(metavar="WORDS", show_default=False, help="Pictures, then the question, as in ask.")
     ] = None,
     reply: Annotated[str | None, Option("--reply", metavar="TEXT", help="What the assistant says: shown as training sees it.")] = None,
     data: Annotated[Path | None, Option("--data", metavar="FILE", help="A training file (LLaVA JSON or JSONL) instead.")] = None,
@@ -57,7 +55,7 @@ def show(
 ) -> None:
     """Show a conversation as the model sees it."""
     if (data is None) == (not words):
-        raise BadParameter("give a question (with pictures before it), or --data FILE")
+        raise ConfigError("nothing to show", code="no_question", remedy="give a question (with pictures before it), or --data FILE")
     conversation = read_sample(data, images, index) if data is not None else typed(words or [], reply)
     processor = load_processor(model, template)
     inputs = processor.encode(conversation, learn=not conversation.open)
@@ -90,7 +88,7 @@ def read_sample(path: Path, images: Path | None, index: int) -> Conversation:
 
     samples = read_llava(path, image_root=images)
     if index >= len(samples):
-        raise BadParameter(f"--index {index}: {path.name} has {len(samples)} samples, counted from 0")
+        raise ConfigError(f"no sample {index}", code="bad_value", where=str(path), remedy=f"it has {len(samples)}, counted from 0")
     return samples[index].conversation
 
 
@@ -105,13 +103,23 @@ def load_processor(model: Path | None, template: str | None) -> Processor:
     if template is None:
         return processor
     if template not in TEMPLATES:
-        raise BadParameter(f"--template {template}: the formats are {', '.join(sorted(TEMPLATES))}")
-    processor.template = TEMPLATES[template]
-    return processor
+        remedy = f"the formats are {', '.join(sorted(TEMPLATES))}"
+        raise ConfigError(f"no prompt format {template!r}", code="bad_value", where="--template", remedy=remedy)
+    return Processor(
+        tokenizer=processor.tokenizer,
+        template=TEMPLATES[template],
+        preprocess=processor.preprocess,
+        patch_size=processor.patch_size,
+        image_token=processor.image_token,
+        max_length=processor.max_length,
+        image_pieces=processor.image_pieces,
+        class_token=processor.grid.class_token,
+    )
 
 
 def runs(inputs: Inputs, processor: Processor) -> list[Run]:
     """The sequence as runs of one kind, in order; together they hold every token once."""
+    from llavakit.processor import IGNORED
 
     def kind(position: int) -> str:
         if ids[position] == processor.image_token_id:
@@ -158,7 +166,7 @@ def contact_sheet(inputs: Inputs, processor: Processor) -> Image:
     from PIL import Image
 
     if not len(inputs.views):
-        raise BadParameter("--views: this conversation has no picture")
+        raise ConfigError("this conversation has no picture", code="no_picture", where="--views", remedy="name one before the question")
     mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (processor.preprocess.mean, processor.preprocess.std))
     views = np.clip((inputs.views.float().numpy() * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
     gap, side = 4, views.shape[-1]

@@ -15,19 +15,16 @@ if TYPE_CHECKING:
 PRETRAIN_EXAMPLES = """Examples:
 
   llava train pretrain --options
-
   llava train pretrain data=scenes/pretrain.json tower=clip decoder=vicuna out=runs/pretrain
-
   llava train pretrain --config runs/pretrain/config.yaml lr=5e-4
 """
 FINETUNE_EXAMPLES = """Examples:
 
   llava train finetune start=runs/pretrain/final data=scenes/finetune.json out=runs/finetune
-
   llava train finetune --config runs/finetune/config.yaml      (goes on where it stopped)
 """
 
-Words = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", show_default=False, help="Options; --options lists them.")]
+Words = Annotated[list[str] | None, Argument(metavar="KEY=VALUE", show_default=False, help="Options; --options lists them.")]
 File = Annotated[Path | None, Option("--config", "-c", metavar="FILE", help="A YAML file of options, for example a run's config.yaml.")]
 ListOptions = Annotated[bool, Option("--options", help="List the options, what they take and what they are, and leave.")]
 

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from llavakit.data.sources import OnBad, Sample
-from llavakit.errors import DataError, LlavaError, TrainingError
-from llavakit.processor import Batch, Inputs, Processor
+from llavakit.errors import ContextError, DataError, LlavaError, TrainingError
+from llavakit.processor import IGNORED, Batch, Inputs, Processor
 
-IGNORED = -100  # spec, global constants
 MOST_REPLACED = 100  # neighbours tried for one bad sample before giving up
 
 
@@ -36,6 +37,7 @@ class Window:
     ids: tuple[tuple[str, ...], ...]
     tokens: int
     learned: int
+    cut: int  # samples longer than max_length, of which the beginning is used (hardening D7)
     silent: int  # samples without one learned token (hardening D10)
     replaced: tuple[str, ...]  # what was wrong with samples whose place a neighbour took
 
@@ -127,7 +129,7 @@ class Loader:
             sampler=_Plan(self, self._next),  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self._workers,
-            collate_fn=_as_is,
+            collate_fn=_as_is,  # type: ignore[arg-type]  # without a batch_size it gets one item
             worker_init_fn=_quiet_worker,
             generator=torch.Generator(),  # its own, so that the run's random stream is not touched
         )
@@ -168,40 +170,56 @@ class _Plan:
         return self._loader._plan(self._start)
 
 
+@dataclass(frozen=True)
+class _Example:
+    id: str
+    inputs: Inputs
+    cut: bool
+
+
 class _WindowMaker:
-    """Orders to windows; lives in the training process or in each worker. Errors are returned, so that they cross processes whole."""
+    """Orders to windows; lives in the training process or in each worker. Errors are returned, so that they cross processes whole.
+
+    The processor refuses long conversations, because a prompt must not lose its end; training cuts them, as LLaVA does (spec 3.6).
+    """
 
     def __init__(self, samples: Sequence[Sample], processor: Processor, *, batch_size: int, cache_bytes: int, on_bad: OnBad) -> None:
-        self._samples, self._processor = samples, processor
+        self._samples, self._processor, self._longest = samples, copy(processor), processor.max_length
+        self._processor.max_length = sys.maxsize
         self._batch_size, self._on_bad = batch_size, on_bad
         self._room = cache_bytes
-        self._cache: dict[int, Inputs] = {}
+        self._cache: dict[int, _Example] = {}
 
     def __getitem__(self, order: _Order) -> Window | LlavaError:
         replaced: list[str] = []
         try:
-            found = [self._usable(index, replaced) for index in order.indices]
+            examples = [self._usable(index, replaced) for index in order.indices]
         except LlavaError as error:
             return error
-        parts = [found[i : i + self._batch_size] for i in range(0, len(found), self._batch_size)]
-        batches = tuple(self._processor.collate([inputs for _, inputs in part], side="right") for part in parts)
+        parts = [examples[i : i + self._batch_size] for i in range(0, len(examples), self._batch_size)]
+        batches = tuple(self._processor.collate([example.inputs for example in part], side="right") for part in parts)
         return Window(
             step=order.step,
             epoch=order.epoch,
             batches=batches,
-            ids=tuple(tuple(sample_id for sample_id, _ in part) for part in parts),
+            ids=tuple(tuple(example.id for example in part) for part in parts),
             tokens=sum(int(batch.mask.sum()) for batch in batches),
             learned=sum(map(learned_tokens, batches)),
-            silent=sum(1 for _, inputs in found if not bool((inputs.labels[1:] != IGNORED).any())),
+            cut=sum(example.cut for example in examples),
+            silent=sum(not bool((example.inputs.labels[1:] != IGNORED).any()) for example in examples),
             replaced=tuple(replaced),
         )
 
-    def _usable(self, index: int, replaced: list[str]) -> tuple[str, Inputs]:
+    def _usable(self, index: int, replaced: list[str]) -> _Example:
         """The sample, or with on_bad="skip" the next one that can be used: always the same for the same files (D2)."""
         for offset in range(MOST_REPLACED if self._on_bad == "skip" else 1):
-            sample = self._samples[(index + offset) % len(self._samples)]
+            place = (index + offset) % len(self._samples)
+            cached = self._cache.get(place)
+            if cached is not None:
+                return cached
+            sample = self._samples[place]
             try:
-                return sample.id, self._encoded((index + offset) % len(self._samples), sample)
+                return self._remembered(place, self._cut(sample.id, self._processor.encode(sample.conversation, learn=True)))
             except LlavaError as error:
                 failure = DataError(
                     error.what,
@@ -212,16 +230,27 @@ class _WindowMaker:
                 replaced.append(str(failure))
         raise failure
 
-    def _encoded(self, index: int, sample: Sample) -> Inputs:
-        cached = self._cache.get(index)
-        if cached is not None:
-            return cached
-        inputs = self._processor.encode(sample.conversation, learn=True)
+    def _cut(self, sample_id: str, inputs: Inputs) -> _Example:
+        """The first ``max_length`` tokens. Raises ContextError where that would cut a picture."""
+        if len(inputs.input_ids) <= self._longest:
+            return _Example(sample_id, inputs, cut=False)
+        ids, labels = inputs.input_ids[: self._longest], inputs.labels[: self._longest]
+        pictured = sum(grid.tokens for grid in inputs.grids)
+        if int((ids == self._processor.image_token_id).sum()) < pictured:
+            raise ContextError(
+                f"its pictures take {pictured} tokens and do not end within {self._longest}",
+                code="context_length_exceeded",
+                remedy="raise max_length, or on_bad_sample=skip",
+            )
+        return _Example(sample_id, replace(inputs, input_ids=ids, labels=labels), cut=True)
+
+    def _remembered(self, place: int, example: _Example) -> _Example:
+        inputs = example.inputs
         size = inputs.views.nbytes + inputs.input_ids.nbytes + inputs.labels.nbytes
         if size <= self._room:
             self._room -= size
-            self._cache[index] = inputs
-        return inputs
+            self._cache[place] = example
+        return example
 
 
 def _as_is(window: Window | LlavaError) -> Window | LlavaError:

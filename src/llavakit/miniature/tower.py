@@ -62,7 +62,7 @@ class TowerConfig:
     """width of the space in which pictures and statements meet"""
     scenes: int = 60_000
     """different training scenes, all drawn before the first step"""
-    steps: int = 5_000
+    steps: int = 3_600
     """optimizer steps"""
     batch: int = 64
     """pictures a step"""
@@ -70,7 +70,7 @@ class TowerConfig:
     """true statements drawn for each picture"""
     false_statements: int = 8
     """near misses drawn for each picture"""
-    rate: float = 1e-3
+    rate: float = 1.5e-3
     """peak learning rate (AdamW, cosine)"""
     weight_decay: float = 0.05
     """weight decay of matrices"""
@@ -105,6 +105,8 @@ class TinyClip(nn.Module):
                 projection_dim=config.dimension, eos_token_id=eos, bos_token_id=1, pad_token_id=eos,
             )
         )  # fmt: skip
+        with torch.no_grad():
+            self.vision.embeddings.position_embedding.weight[1:] = grid_positions(config.size // config.patch, config.width)
         self.from_vision = nn.Linear(config.width, config.dimension, bias=False)
         self.from_text = nn.Linear(config.text_width, config.dimension, bias=False)
         self.scale = nn.Parameter(torch.tensor(math.log(20.0)))
@@ -122,6 +124,15 @@ class TinyClip(nn.Module):
         said = F.normalize(self.from_text(words).float(), dim=-1)  # P.D
         agree = torch.einsum("btd,pd->bpt", pictures, said) * self.scale.exp()
         return torch.logsumexp(agree, dim=-1) + self.bias
+
+
+def grid_positions(side: int, width: int, *, strength: float = 0.5) -> Tensor:
+    """A start for the position table, side*side.width: a random row vector plus a random column vector, as strong as the pixels.
+
+    CLIP's own start (0.02) drowns positions under pixels for the first thousand steps; "where" is then learned last (dev/LOG.md).
+    """
+    rows, columns = (torch.randn(side, width) * strength / math.sqrt(2) for _ in range(2))
+    return (rows[:, None] + columns[None]).reshape(side * side, width)
 
 
 class Statements:

@@ -6,7 +6,7 @@ Nothing in a model's structure or weights changes, only which kernel computes a 
 * one row times a bfloat16 matrix is a walk through memory; ATen's own kernel walks faster than oneDNN's;
 * many rows are faster with the weight re-laid for oneDNN once (a second copy, so only for the modules named in ``packed``);
 * scaled_dot_product_attention reads a cache at an eighth of the memory's speed; matmul, softmax, matmul reads it at full speed;
-* in prefill the same in blocks of 256 query rows stays in the processor's cache.
+* in prefill the same in blocks of 128 query rows stays in the processor's cache.
 
 Results equal the stock path up to the order of summation: exactly in no dtype, within rounding in every dtype. Greedy replies are the
 same except where two tokens score within that rounding (with random weights in bfloat16 that happens; with trained ones hardly).
@@ -30,7 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from llavakit.model.cache import whole
 
 ATTENTION = "llavakit_cpu"
-_BLOCK = 256  # query rows at a time
+_BLOCK = 128  # query rows at a time
 _FEW = 32  # up to so many query rows the blocked path wins in float32 too
 _SWITCH = threading.Lock()  # oneDNN's switch is one for the process
 
@@ -144,6 +144,8 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
         full_key, full_value = whole(key), whole(value)  # read the cache's buffer rather than copy a view of it
         if full_key is not None and full_value is not None and full_key.shape[2] == full_value.shape[2]:
             key, value = full_key, full_value
+    if rows > 1:
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()  # once here, not once a block in matmul
     output = query.new_empty(batch, heads, rows, value.shape[-1])
     for start in range(0, rows, _BLOCK):
         stop = min(start + _BLOCK, rows)

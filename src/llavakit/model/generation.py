@@ -12,7 +12,7 @@ Scores are float32. Sizes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ class Past:
 
     @staticmethod
     def empty(model: Llava, rows: int = 1) -> Past:
-        mask = torch.zeros(rows, 0, dtype=torch.bool, device=model.language_model.device)
+        mask = torch.zeros(rows, 0, dtype=torch.bool, device=model.device)
         return Past(cache=new_cache(model.language_model.config), mask=mask, padded=False)
 
     @property
@@ -77,16 +77,16 @@ def context_length(model: Llava) -> int:
     return int(model.language_model.config.max_position_embeddings)
 
 
-def check_context(model: Llava, *, prompt: int, images: int, new: int) -> None:
-    """Refuse what does not fit before anything is computed (hardening P4): nothing is ever cut silently.
+def check_context(model: Llava, *, prompt: int, new: int) -> None:
+    """Refuse what does not fit before anything is computed (hardening P4): nothing is ever cut silently. Raises ContextError.
 
-    prompt: tokens of the prompt, of which ``images`` stand for pictures; new: tokens the reply may take.
+    prompt: positions read and to be read, image tokens included; new: tokens the reply may take.
     """
     limit = context_length(model)
-    if prompt + new > limit:
-        rest = limit - prompt
+    rest = limit - prompt
+    if rest < new:
         raise ContextError(
-            f"{prompt} prompt tokens ({images} of them for images) and {new} new ones do not fit a context of {limit}",
+            f"{prompt} prompt tokens and {new} new ones do not fit a context of {limit}",
             code="context_length_exceeded",
             where="max_new_tokens" if rest > 0 else "messages",
             remedy=f"ask for at most {rest} new tokens" if rest > 0 else "shorten the conversation or use fewer images",
@@ -130,13 +130,14 @@ def sample(scores: Tensor, sampling: Sampling, generators: list[torch.Generator]
         return scores.argmax(-1)
     scores = scores.detach().to("cpu", torch.float64)
     scores = (scores - scores.amax(-1, keepdim=True)) / sampling.temperature
-    probabilities, order = torch.softmax(scores, -1).sort(-1, descending=True, stable=True)
+    probabilities, order = torch.softmax(scores, -1).sort(dim=-1, descending=True, stable=True)
     reached = probabilities.cumsum(-1)
     probabilities = probabilities.masked_fill(reached - probabilities >= sampling.top_p, 0)
     reached = probabilities.cumsum(-1)
     dice = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
     places = torch.searchsorted(reached, dice * reached[:, -1:], right=True).clamp(max=(probabilities > 0).sum(-1, keepdim=True) - 1)
-    return order.gather(-1, places)[:, 0]
+    chosen: Tensor = order.gather(-1, places)[:, 0]
+    return chosen
 
 
 def new_generator(seed: int | None) -> torch.Generator:
@@ -150,13 +151,14 @@ def new_generator(seed: int | None) -> torch.Generator:
 
 
 @torch.inference_mode()
-def stream(model: Llava, batch: Batch, *, sampling: Sampling, stop_ids: frozenset[int], past: Past | None = None) -> Iterator[int]:
+def stream(model: Llava, batch: Batch, *, sampling: Sampling, stop_ids: frozenset[int], past: Past | None = None) -> Generator[int]:
     """The tokens of one reply, each as soon as it is chosen, without the end token. A token is read only when the next is asked for.
 
-    past: continue behind this memory and leave it filled; ``batch`` then holds only what is new.
+    past: continue behind this memory and leave it filled; ``batch`` then holds only what is new. Raises ContextError.
     """
     assert batch.input_ids.shape[0] == 1, "stream takes one conversation"
     past = Past.empty(model) if past is None else past
+    check_context(model, prompt=past.length + batch.input_ids.shape[1], new=sampling.max_new_tokens)
     generators = [new_generator(sampling.seed)]
     scores = prefill(model, batch, past)
     for count in range(1, sampling.max_new_tokens + 1):
@@ -176,7 +178,9 @@ def generate(
     """The new tokens of every row, without the end token.
 
     ends: asked after every token; True ends that row (a stop string was written), the token included. Not asked by beam search.
+    Raises ContextError.
     """
+    check_context(model, prompt=batch.input_ids.shape[1], new=sampling.max_new_tokens)
     past = Past.empty(model, batch.input_ids.shape[0])
     scores = prefill(model, batch, past)
     if sampling.num_beams > 1:

@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,8 +76,7 @@ class _Run:
     save_model: SaveModel
     step: int = 0
     non_finite: int = 0
-    silent: int = 0
-    samples: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     saved: Path | None = field(default=None)
 
 
@@ -104,7 +104,7 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
             shown.say(f"stopped by {name} after step {run.step} of {run.steps}; saved {run.saved}; the same command goes on from there")
             return Outcome(checkpoint=run.saved, step=run.step, signal=signals.received)
         plot(config.out)
-        shown.say(f"done: {run.step} steps, saved {run.saved}")
+        shown.say(f"done: {run.step} steps, saved {run.saved}; " + ", ".join(f"{n} {name}" for name, n in run.counts.items()))
         return Outcome(checkpoint=run.saved, step=run.step)
 
 
@@ -173,15 +173,23 @@ def _begin(config: TrainConfig, resumed: Path | None, say: Callable[[str], None]
 
 def _loader(config: TrainConfig, source: Source, processor: Processor) -> Loader:
     return Loader(
-        source, processor, batch_size=config.batch_size, seed=config.seed, accumulation=config.accumulation, workers=config.workers,
-        group=config.group, lengths=source.lengths() if config.group else (), cache_bytes=config.cache_mb << 20, on_bad=config.on_bad_sample,
-    )  # fmt: skip
+        source,
+        processor,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        accumulation=config.accumulation,
+        workers=config.workers,
+        group=config.group,
+        lengths=source.lengths() if config.group else (),
+        cache_bytes=config.cache_mb << 20,
+        on_bad=config.on_bad_sample,
+    )
 
 
 def _restore(run: _Run, folder: Path | None, position: state.Position, optimizer: dict[str, Any], random: dict[str, Any]) -> None:
     run.optimizer.restore(optimizer)
     run.loader.restore(position.loader)
-    run.step, run.non_finite, run.silent, run.samples = position.step, position.non_finite, position.silent, position.samples
+    run.step, run.non_finite, run.counts = position.step, position.non_finite, Counter(position.counts)
     run.saved = folder if folder is not None and folder.parent == run.config.out else None
     state.restore_random(random, run.device)
 
@@ -268,8 +276,7 @@ def _out_of_memory(window: Window) -> TrainingError:
 
 def _check_health(run: _Run, window: Window, report: StepReport) -> None:
     """Count steps that could not be taken and samples that teach nothing; stop when there are too many."""
-    run.samples += window.samples
-    run.silent += window.silent
+    run.counts += Counter(samples=window.samples, silent=window.silent, cut=window.cut, replaced=len(window.replaced))
     if report.loss is not None:
         run.non_finite = 0
     elif window.learned:
@@ -285,9 +292,9 @@ def _check_health(run: _Run, window: Window, report: StepReport) -> None:
                 where=str(run.config.out),
                 remedy="lower lr, look at the samples in non_finite.jsonl, or dtype=fp32; the last checkpoint is from before",
             )
-    if run.silent > SILENT_SHARE * max(run.samples, 100):
+    if run.counts["silent"] > SILENT_SHARE * max(run.counts["samples"], 100):
         raise TrainingError(
-            f"{run.silent} of {run.samples} samples have no learned token",
+            f"{run.counts['silent']} of {run.counts['samples']} samples have no learned token",
             code="silent_samples",
             where=str(run.config.data),
             remedy="raise max_length, or look at a sample with `llava show`",
@@ -297,7 +304,7 @@ def _check_health(run: _Run, window: Window, report: StepReport) -> None:
 def _save(run: _Run, *, must: bool) -> None:
     """Write the checkpoint of this step. A full disk costs this checkpoint, never the last one (T3); it is an error when ``must``."""
     position = state.Position(
-        step=run.step, loader={"window": run.step}, non_finite=run.non_finite, silent=run.silent, samples=run.samples,
+        step=run.step, loader={"window": run.step}, non_finite=run.non_finite, counts=dict(run.counts),
         fingerprint=run.source.fingerprint, config=options.to_dict(run.config),
     )  # fmt: skip
 

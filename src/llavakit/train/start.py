@@ -5,25 +5,27 @@ Also where it computes, in which arithmetic, and how each weight is held: learne
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from llavakit.checkpoint import store
 from llavakit.config import TrainConfig
 from llavakit.errors import CheckpointError, ConfigError
 from llavakit.images import Preprocess
 from llavakit.model.llava import Llava
-from llavakit.model.presets import ModelConfig
+from llavakit.model.presets import ModelConfig, ProjectorKind
+from llavakit.model.projector import Projector
 from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES, Template
+from llavakit.train import state
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # spec 2.1
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ROWS_ROUNDED_TO = 64  # spec 1.6: the embedding grows to a multiple of 64
 
 
@@ -72,5 +74,104 @@ def forward_dtype(config: TrainConfig, where: torch.device) -> torch.dtype:
     if where.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = where.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        native = where.type == "cpu" and store.cpu_has_bf16()
     return torch.bfloat16 if native else torch.float32
+
+
+def model_and_processor(config: TrainConfig, resumed: Path | None) -> tuple[Llava, Processor]:
+    """The model on the CPU, and the processor with the run's template, aspect and length. ``resumed`` is a checkpoint of this run."""
+    folder = resumed if resumed is not None else config.start
+    if folder is not None:
+        model, old = store.load(_newest_of_run(folder), dtype="stored")
+        tokenizer, token, preprocess = old.tokenizer, old.image_token, replace(old.preprocess, aspect=config.aspect)
+    else:
+        assert config.tower is not None, "settled() saw to it"
+        assert config.decoder is not None, "settled() saw to it"
+        model, tokenizer = join(config.tower, config.decoder, config.projector)
+        token, preprocess = IMAGE_TOKEN, Preprocess(size=model.config.image_size, aspect=config.aspect)
+    processor = Processor(
+        tokenizer=tokenizer,
+        template=template(config.template),
+        preprocess=preprocess,
+        patch_size=model.config.patch_size,
+        image_token=token,
+        max_length=config.max_length,
+        class_token=model.config.select_feature == "cls_patch",
+    )
+    return model, processor
+
+
+def _newest_of_run(folder: Path) -> Path:
+    """A run's folder stands for its newest good checkpoint."""
+    if (folder / "config.json").exists():
+        return folder
+    return state.newest(folder, lambda text: None) or folder
+
+
+def join(tower: Path, decoder: Path, projector: ProjectorKind) -> tuple[Llava, Any]:
+    """A new LLaVA from a CLIP folder and a causal language model's folder, and the latter's tokenizer with an image token.
+
+    The projector is drawn from torch's random state. Missing ``<image>`` and ``<pad>`` tokens are added; when the table has no rows for
+    them it grows to the next multiple of 64 by rows drawn around the mean of the old ones (spec 1.6). Raises CheckpointError ``bad_part``.
+    """
+    vision = _part(tower, CLIPVisionModel)
+    text = _part(decoder, AutoModelForCausalLM)
+    tokenizer = _part(decoder, AutoTokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    if len(tokenizer) > text.get_input_embeddings().weight.shape[0]:
+        text.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_ROUNDED_TO)
+    outer = ModelConfig.from_hf(
+        {
+            "model_type": "llava",
+            "vision_config": vision.config.to_dict(),
+            "text_config": text.config.to_dict(),
+            "tie_word_embeddings": text.config.tie_word_embeddings,
+            "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "default",
+        }
+    )
+    with torch.device("meta"):
+        model = Llava(replace(outer, projector=projector))
+    model.vision_tower.vision_model, model.language_model = vision, text
+    widths = {"vision_width": vision.config.hidden_size, "text_width": text.config.hidden_size}
+    model.multi_modal_projector = Projector(projector, **widths)
+    return model, tokenizer
+
+
+def _part(folder: Path, kind: Any) -> Any:
+    options = {} if kind is AutoTokenizer else {"dtype": "auto", "attn_implementation": "sdpa"}
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{kind.__name__} cannot be loaded from it", code="bad_part", where=str(folder), remedy="give a folder that transformers saved"
+        ) from error
+
+
+def place(model: Llava, rates: Mapping[str, float], *, device: torch.device, forward: torch.dtype, frozen: str) -> None:
+    """Move the weights: learned ones to fp32; frozen ones stay as stored, or bf16 when asked for and the forward pass is bf16."""
+    for name, parameter in model.named_parameters():
+        dtype = parameter.dtype
+        if name in rates or forward != torch.bfloat16 or dtype == torch.float16:
+            dtype = torch.float32
+        elif frozen == "bf16":
+            dtype = torch.bfloat16
+        parameter.data = parameter.data.to(device=device, dtype=dtype)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device=device)
+
+
+def set_modes(model: Llava, rates: Mapping[str, float], *, gradient_checkpointing: bool) -> None:
+    """Training mode, except for a tower that does not learn; activations are kept or computed twice."""
+    model.train()
+    if not any(name.startswith("vision_tower.") for name in rates):
+        model.vision_tower.eval()
+    model.set_gradient_checkpointing(gradient_checkpointing)
+
+
+def room(folder: Path) -> int:
+    """Free bytes where ``folder`` is."""
+    return shutil.disk_usage(folder).free

@@ -46,8 +46,7 @@ class Position:
     step: int
     loader: Mapping[str, int]
     non_finite: int  # steps in a row without a finite loss and gradient
-    silent: int  # samples met without one learned token
-    samples: int
+    counts: Mapping[str, int]  # of samples met: all, without a learned token, cut, replaced
     fingerprint: str  # of the data
     config: Mapping[str, Any]
 

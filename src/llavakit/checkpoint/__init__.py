@@ -1,0 +1,1 @@
+"""Files to (model, processor) and back (layer 3)."""

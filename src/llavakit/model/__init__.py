@@ -1,0 +1,1 @@
+"""The model: vision tower, projector, language model, and generation over them (layer 2)."""

@@ -1,0 +1,141 @@
+"""LLaVA: a vision tower, a projector and a language model that reads projected features as tokens (spec 1.1, 1.8).
+
+    views V.3.S.S --tower--> features V.P.D --projector--> V.P.H --+ rows, in reading order
+    input_ids B.T --embedding table--> B.T.H ----------------------+--> language model --> B.T.H --head--> logits
+                     image positions hold a placeholder id         filled by mask
+
+How many tokens a picture takes was counted by ``tiling.Grid`` before; here the two counts are only compared. Image tokens have ordinary
+consecutive positions and the causal mask. Parameter names are the names in published llava-hf files (spec 1.7, spelling A).
+
+Shapes: B rows, T positions, V views, P tokens of a view, D tower's width, H language model's width, N learned positions, W vocabulary.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llavakit.errors import PromptError
+from llavakit.model.presets import ModelConfig
+from llavakit.model.projector import Projector
+from llavakit.model.vision import VisionTower
+
+if TYPE_CHECKING:
+    from llavakit.processor import Batch
+
+IGNORED = -100  # a label that carries no loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a forward pass gives. Sums, not means: the caller divides by the learned tokens of all ranks and micro-batches."""
+
+    logits: Tensor | None  # B.T.W where asked for
+    loss_sum: Tensor  # scalar fp32, summed cross-entropy over the learned tokens; always part of the graph
+    learned: Tensor  # scalar int64, how many tokens that is
+
+
+class Llava(nn.Module):
+    """Tower, projector and any causal language model of transformers. New weights are random; ``checkpoint.store`` reads trained ones."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        text = AutoConfig.for_model(**config.text)
+        self.config = config
+        self.vision_tower = VisionTower(config.vision, select_layer=config.select_layer, select_feature=config.select_feature)
+        self.multi_modal_projector = Projector(
+            config.projector, vision_width=int(config.vision["hidden_size"]), text_width=int(text.hidden_size)
+        )
+        self.language_model: Any = AutoModelForCausalLM.from_config(text, attn_implementation="sdpa")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding table lies."""
+        return self._table.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the embedding table."""
+        return self._table.weight.dtype
+
+    @property
+    def _table(self) -> nn.Embedding:
+        return self.language_model.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def encode_views(self, views_v3ss: Tensor) -> Tensor:
+        """Views, in the processor's normalised pixels, to embeddings V.P.H."""
+        features = self.vision_tower(views_v3ss)
+        linear = self.multi_modal_projector.linear_1
+        return self.multi_modal_projector(features.to(linear.weight.device, linear.weight.dtype))  # type: ignore[no-any-return]
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Embeddings B.T.H of a batch, its pictures in place.
+
+        Raises PromptError ``image_token_count`` when placeholders, grids and views disagree.
+        """
+        embeddings: Tensor = self._table(batch.input_ids)
+        places_bt = batch.input_ids == self.config.image_token_id
+        placeholders, counted = int(places_bt.sum()), sum(grid.tokens for grid in batch.grids)
+        produced = batch.views.shape[0] * self.config.view_tokens
+        if not placeholders == counted == produced:
+            raise PromptError(
+                f"{placeholders} image tokens in the text, {counted} counted for {len(batch.grids)} images, "
+                f"{produced} from {batch.views.shape[0]} views",
+                code="image_token_count",
+                remedy="encode the conversation with this model's own processor",
+            )
+        if not placeholders and not self.training:
+            return embeddings
+        # In training a batch without pictures reads a blank view and keeps nothing of it (spec 1.8): tower and projector then get a
+        # gradient of zero, not none, as distributed training needs.
+        views = batch.views if placeholders else batch.views.new_zeros(1, 3, self.config.image_size, self.config.image_size)
+        rows = self.encode_views(views).flatten(0, 1)[:placeholders]
+        return embeddings.masked_scatter(places_bt[..., None], rows.to(embeddings.device, embeddings.dtype))
+
+    def forward(self, batch: Batch, *, full_logits: bool = False) -> Output:
+        """The loss of a batch; with ``full_logits`` also the logits B.T.W of every position.
+
+        Labels are unshifted: the label at t + 1 is predicted at t. The shift happens here and nowhere else. Without ``full_logits``
+        only the positions that predict a learned token reach the head.
+        """
+        targets_n, predicts_bt = _learned(batch.labels)
+        with nullcontext() if full_logits else _head_sees(self.language_model.get_output_embeddings(), predicts_bt):
+            logits = self.language_model(
+                inputs_embeds=self.embed(batch),
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+                use_cache=False,
+            ).logits
+        learned = logits[predicts_bt] if full_logits else logits[0]
+        loss = F.cross_entropy(learned.float(), targets_n, reduction="sum")
+        count = torch.tensor(targets_n.numel(), device=targets_n.device)
+        return Output(logits=logits if full_logits else None, loss_sum=loss, learned=count)
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Compute activations a second time in the backward pass instead of keeping them, in the language model and the tower."""
+        for part in (self.language_model, self.vision_tower.vision_model):
+            if on:
+                part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            else:
+                part.gradient_checkpointing_disable()
+
+
+def _learned(labels_bt: Tensor) -> tuple[Tensor, Tensor]:
+    """The learned labels N, and where they are predicted, B.T: one position earlier, never in the last."""
+    wanted = labels_bt[:, 1:] != IGNORED
+    return labels_bt[:, 1:][wanted], F.pad(wanted, (0, 1))
+
+
+def _head_sees(head: nn.Module, rows_bt: Tensor) -> RemovableHandle:
+    """Within this context only the chosen rows reach the head, as 1.N.H.
+
+    Done at the head itself, because what a model does to its logits afterwards (Gemma caps them, Cohere scales them) is its own affair.
+    """
+    return head.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows_bt][None], *inputs[1:]))

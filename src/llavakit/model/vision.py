@@ -1,0 +1,48 @@
+"""The vision tower: views in, patch features out.
+
+transformers' CLIP model holds the weights; the walk through it stops at the layer that LLaVA reads (spec 1.4):
+
+    views V.3.S.S -> patch embeddings + CLS + positions -> pre-LN -> layer 1 -> ... -> layer L-1 -> layer L -> post-LN
+    hidden state                                             0          1                L-1   |      L
+                                                                            select_layer -2 ---+  the rest is stored, not run
+
+Shapes: V views, P patches of a view, D width of the tower, S side of a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, CLIPVisionModel
+
+from llavakit.model.presets import SelectFeature
+
+
+class VisionTower(nn.Module):
+    """CLIP up to one hidden state. Equal, bit for bit, to that entry of transformers' ``hidden_states``."""
+
+    def __init__(self, fields: Mapping[str, Any], *, select_layer: int, select_feature: SelectFeature) -> None:
+        super().__init__()
+        self.vision_model = CLIPVisionModel._from_config(AutoConfig.for_model(**fields), attn_implementation="sdpa")
+        self.run_layers = range(int(fields["num_hidden_layers"]) + 1)[select_layer]
+        self.first_row = 1 if select_feature == "patch" else 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the tower computes in."""
+        return self.vision_model.embeddings.patch_embedding.weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        return self.vision_model.embeddings.patch_embedding.weight.device  # type: ignore[no-any-return]
+
+    def forward(self, views_v3ss: Tensor) -> Tensor:
+        """Features V.P.D of the selected layer, the CLS row left out unless it was asked for."""
+        hidden = self.vision_model.embeddings(views_v3ss.to(self.device, self.dtype))
+        hidden = self.vision_model.pre_layrnorm(hidden)
+        for layer in self.vision_model.encoder.layers[: self.run_layers]:
+            hidden = layer(hidden, None)
+        return hidden[:, self.first_row :]  # type: ignore[no-any-return]

@@ -1,0 +1,279 @@
+"""From a conversation to what the model takes. The only place where a picture becomes image tokens.
+
+    Conversation --Template--> segments --+--> ids     1 319 13563 ... 29901 | 32000 x 576 | 29871 13 ... 29901 | 450 ... 2
+                                          +--> labels   .   .  .   ...   .   |  .      .   |  .    .  ...   .   | 450 ... 2
+                 pictures --Preprocess----+--> views   (V, 3, S, S)          |<- Grid.tokens ->|                (. = IGNORED)
+
+Ids are exactly those transformers gives for the same text, with one difference: special tokens are read only where the template wrote
+them. A ``</s>`` or ``<image>`` typed by a person is spelled out in ordinary pieces. The words before a reply are also encoded on their
+own; should the tokenizer join them with the reply's first characters, the reply is encoded apart, so that the ids of a prompt for
+inference are always the beginning of the ids that were trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llavakit import processor_files
+from llavakit.errors import CheckpointError, ContextError, PromptError
+from llavakit.images import LIMITS, Floats, Limits, Preprocess, open_image, read_bytes
+from llavakit.pieces import Pieces
+from llavakit.prompts import Segment, Template
+from llavakit.tiling import Grid
+from llavakit.types import Conversation, Image, Pixels
+
+IGNORED = -100
+CACHE_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One example: input_ids (T), unshifted labels (T, IGNORED where nothing is learned), views (V, 3, S, S), a grid for each picture."""
+
+    input_ids: Tensor
+    labels: Tensor
+    views: Tensor
+    grids: tuple[Grid, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded to one length: ids, labels, mask, positions (B, T); the views of all (sum V, 3, S, S) and their grids, in order."""
+
+    input_ids: Tensor
+    labels: Tensor
+    mask: Tensor
+    positions: Tensor
+    views: Tensor
+    grids: tuple[Grid, ...]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
+        """The same on a device; ``dtype`` is that of the views."""
+        ids, labels, mask, positions = (t.to(device) for t in (self.input_ids, self.labels, self.mask, self.positions))
+        return Batch(ids, labels, mask, positions, self.views.to(device, dtype), self.grids)
+
+
+class Processor:
+    """Tokenizer, template and preprocessing as one. ``max_length`` bounds the ids of a conversation, image tokens included.
+
+    ``image_pieces`` "hf": a picture interrupts the text as in transformers. "original": the text after a picture is tokenised as if it
+    stood alone, with the tokenizer's blank in front (spec 3.3). Tokenizers that put the blank before every piece (Vicuna's) give the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Any,
+        template: Template,
+        preprocess: Preprocess,
+        patch_size: int,
+        image_token: str = "<image>",
+        max_length: int,
+        image_pieces: Literal["hf", "original"] = "hf",
+        class_token: bool = False,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.patch_size = patch_size
+        self.image_token = image_token
+        self.max_length = max_length
+        self.image_pieces = image_pieces
+        self.limits = limits
+        self.grid = Grid.single(preprocess.size, patch_size, class_token=class_token)
+        self._pieces = Pieces(tokenizer, image_token)
+        self.template = self._pieces.known_end(template)
+        self._cache = ViewCache(CACHE_BYTES)
+        if image_token not in self._pieces.controls:
+            raise CheckpointError(
+                f"the tokenizer has no special token {image_token}",
+                code="image_token_missing",
+                remedy="add it to the tokenizer and a row to the embeddings",
+            )
+        self.image_token_id: int = self._pieces.controls[image_token]
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end a reply."""
+        end = self._pieces.controls.get(self.template.end)
+        return frozenset(token for token in (end, self.tokenizer.eos_token_id) if token is not None)
+
+    def encode(self, conversation: Conversation, *, learn: bool, room: int = 0) -> Inputs:
+        """One example. ``learn``: a closed conversation with the labels of its replies; otherwise an open one, to be answered.
+
+        ``room``: tokens that must remain free for the reply. Raises PromptError, ImageError, and ContextError (code
+        context_length_exceeded) before any picture is opened; nothing is ever cut.
+        """
+        if conversation.open is learn and conversation.turns:
+            raise _wrong_end(conversation, learn)
+        ids: list[int] = []
+        labels: list[int] = []
+        for new, learned in self._encoded(self.template.render(conversation)):
+            ids += new
+            labels += new if learned and learn else [IGNORED] * len(new)
+        grids = (self.grid,) * len(conversation.images)
+        self._check_length(len(ids), sum(grid.tokens for grid in grids), room)
+        views = self._views(conversation.images, keep=not learn)
+        return Inputs(torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long), views, grids)
+
+    def _encoded(self, segments: Iterable[Segment]) -> Iterator[tuple[list[int], bool]]:
+        """(ids, learned) in order. Words are gathered up to the next special token and encoded together."""
+        yield self._pieces.head, False
+        words: list[tuple[str, bool]] = []
+        first = True
+        for segment in segments:
+            for text, tokens in self._atoms(segment):
+                if tokens:
+                    yield from self._pieces.encode(words, first=first)
+                    yield tokens, segment.learned
+                    words, first = [], segment.kind == "image" and self.image_pieces == "original"
+                elif words and words[-1][1] is segment.learned:
+                    words[-1] = (words[-1][0] + text, segment.learned)
+                else:
+                    words.append((text, segment.learned))
+        yield from self._pieces.encode(words, first=first)
+
+    def _atoms(self, segment: Segment) -> Iterator[tuple[str, list[int]]]:
+        """A segment as words (no ids yet) and special tokens (their ids)."""
+        if segment.kind == "image":
+            yield segment.text, [self.image_token_id] * self.grid.tokens
+        elif segment.kind == "text":
+            yield segment.text, []
+        else:
+            for text in self._pieces.split(segment.text):
+                known = self._pieces.controls.get(text)
+                yield text, [] if known is None else [known]
+
+    def _check_length(self, count: int, pictured: int, room: int) -> None:
+        if count + room > self.max_length:
+            asked = f" and {room} for the reply" if room else ""
+            raise ContextError(
+                f"{count} tokens ({pictured} of them for pictures){asked} where {self.max_length} fit",
+                code="context_length_exceeded",
+                where="conversation",
+                remedy="shorten it, send fewer pictures, or ask for a shorter reply",
+            )
+
+    def _views(self, images: Sequence[Image], *, keep: bool) -> Tensor:
+        """(sum V, 3, S, S). A picture asked about is likely to be asked about again, so its views are kept; training goes on to others."""
+        made: list[Floats] = []
+        for image in images:
+            make = partial(self._make_views, image)
+            made.append(self._cache.get(digest(image, self.limits), make) if keep else make())
+        size = self.preprocess.size
+        return torch.from_numpy(np.concatenate(made)) if made else torch.zeros(0, 3, size, size)
+
+    def _make_views(self, image: Image) -> Floats:
+        return self.preprocess.views(open_image(image, self.limits))
+
+    def collate(self, inputs: Sequence[Inputs], *, side: Literal["left", "right"]) -> Batch:
+        """Pad to the longest: "right" for training, "left" for generation, where all rows must end together."""
+        length = max(len(one.input_ids) for one in inputs)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(inputs), length), 0 if pad is None else pad)
+        labels = torch.full_like(ids, IGNORED)
+        positions = torch.zeros_like(ids)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for row, one in enumerate(inputs):
+            count = len(one.input_ids)
+            place = slice(0, count) if side == "right" else slice(length - count, length)
+            ids[row, place], labels[row, place] = one.input_ids, one.labels
+            positions[row, place], mask[row, place] = torch.arange(count), True
+        views = torch.cat([one.views for one in inputs])
+        return Batch(ids, labels, mask, positions, views, tuple(grid for one in inputs for grid in one.grids))
+
+    def decode(self, ids: Sequence[int] | Tensor, *, special: bool = False) -> str:
+        """The text of some ids; special tokens are left out unless asked for."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=not special)
+        return text
+
+    def save(self, folder: Path) -> None:
+        """Write the files transformers' AutoProcessor loads: tokenizer, chat_template.jinja, processor and preprocessor config."""
+        processor_files.write(
+            folder,
+            tokenizer=self.tokenizer,
+            template=self.template,
+            preprocess=self.preprocess,
+            max_length=self.max_length,
+            values={
+                "image_token": self.image_token,
+                "patch_size": self.patch_size,
+                "vision_feature_select_strategy": "full" if self.grid.class_token else "default",
+                "num_additional_image_tokens": 1,
+            },
+        )
+
+    @staticmethod
+    def load(folder: Path, *, template: Template | None = None, max_length: int | None = None) -> Processor:
+        """From a llava-hf folder, ours or published. The template is the one whose text the folder's chat template renders.
+
+        Without a chat template it is llava_hf, the prompt documented for such checkpoints. Raises CheckpointError.
+        """
+        tokenizer = processor_files.tokenizer(folder)
+        files = processor_files.Files.read(folder)
+        return Processor(
+            tokenizer=tokenizer,
+            template=template or files.template(tokenizer),
+            preprocess=Preprocess.from_hf(files.preprocessor),
+            patch_size=files.patch_size,
+            image_token=files.image_token,
+            max_length=max_length or files.max_length(tokenizer),
+            class_token=files.class_token,
+        )
+
+
+class ViewCache:
+    """Recently made views, bounded in bytes, least recently used out first. Safe between threads.
+
+    Keys are digests of the picture's own bytes, so that no client can name another's picture (hardening I18).
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.held = 0
+        self._views: OrderedDict[str, Floats] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str, make: Callable[[], Floats]) -> Floats:
+        """The views under ``key``, made by ``make`` if they are not held. The array is read-only."""
+        with self._lock:
+            if key in self._views:
+                self._views.move_to_end(key)
+                return self._views[key]
+        views = make()
+        views.flags.writeable = False
+        with self._lock:
+            if key not in self._views and views.nbytes <= self.max_bytes:
+                self._views[key] = views
+                self.held += views.nbytes
+            while self.held > self.max_bytes:
+                self.held -= self._views.popitem(last=False)[1].nbytes
+        return views
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy sent to another process begins empty."""
+        return ViewCache, (self.max_bytes,)
+
+
+def digest(image: Image, limits: Limits = LIMITS) -> str:
+    """A digest of the picture's content: its encoded bytes, or its pixels with their shape."""
+    shape = f"{image.source.width}x{image.source.height}" if isinstance(image.source, Pixels) else "file"
+    return hashlib.blake2b(read_bytes(image, limits), digest_size=20, person=b"views", salt=shape.encode()[:16]).hexdigest()
+
+
+def _wrong_end(conversation: Conversation, learn: bool) -> PromptError:
+    where = f"messages[{len(conversation.messages) - 1}]"
+    if learn:
+        return PromptError("there is no reply to learn", code="no_reply", where=where, remedy="end with an assistant message")
+    return PromptError("there is nothing to answer", code="no_question", where=where, remedy="end with a user message")

@@ -1,0 +1,181 @@
+"""The files of a processor in llava-hf layout: written for transformers, read from it.
+
+tokenizer.json, tokenizer_config.json     the tokenizer; its model_max_length is the processor's
+preprocessor_config.json                  images.Preprocess (LlavaImageProcessor, with do_pad)
+processor_config.json                     image token, patch size, whether the class feature is kept
+chat_template.jinja                       the template; published folders may keep it in a JSON file instead
+config.json                               read only, for the context length
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llavakit.errors import CheckpointError, PromptError
+from llavakit.images import Preprocess
+from llavakit.prompts import TEMPLATES, Template, spelled
+from llavakit.types import Conversation, Image, Pixels, Text, assistant, system, user
+
+_NO_LENGTH = 10**6  # transformers writes 1e30 where a tokenizer names no length
+_USUAL_LENGTH = 4096  # Vicuna v1.5 (spec 1.3)
+
+
+def write(folder: Path, *, tokenizer: Any, template: Template, preprocess: Preprocess, max_length: int, values: Mapping[str, Any]) -> None:
+    """Write all files but config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    named = {"processor_class": "LlavaProcessor"}
+    kept = {name: value for name, value in _json(folder / "tokenizer_config.json").items() if name != "chat_template"}
+    _write_json(folder / "tokenizer_config.json", {**kept, **named, "model_max_length": max_length})
+    _write_json(folder / "preprocessor_config.json", {**preprocess.to_hf(), **named})
+    _write_json(folder / "processor_config.json", {**named, **values})
+    (folder / "chat_template.jinja").write_text(template.jinja(), "utf-8")
+
+
+def tokenizer(folder: Path) -> Any:
+    """The tokenizer as transformers loads it; never from the network, never running code of the folder. Raises CheckpointError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise bare Exceptions on broken files
+        raise CheckpointError(
+            "the tokenizer cannot be loaded", code="tokenizer_unreadable", where=str(folder), remedy="fetch its tokenizer files again"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What the JSON files and the chat template of a folder say."""
+
+    folder: Path
+    preprocessor: Mapping[str, Any]
+    processor: Mapping[str, Any]
+    config: Mapping[str, Any]
+    chat_template: str | None
+
+    @staticmethod
+    def read(folder: Path) -> Files:
+        """A nested image processor counts before one written apart, as in transformers. Raises CheckpointError."""
+        processor = _json(folder / "processor_config.json", missing={})
+        nested = processor.get("image_processor")
+        preprocessor = nested if isinstance(nested, dict) else _json(folder / "preprocessor_config.json")
+        chat = _chat_template(folder, processor)
+        return Files(
+            folder=folder,
+            preprocessor=preprocessor,
+            processor=processor,
+            config=_json(folder / "config.json", missing={}),
+            chat_template=chat,
+        )
+
+    @property
+    def patch_size(self) -> int:
+        return int(self.processor.get("patch_size") or self.config.get("vision_config", {}).get("patch_size") or 14)
+
+    @property
+    def image_token(self) -> str:
+        return str(self.processor.get("image_token") or "<image>")
+
+    @property
+    def class_token(self) -> bool:
+        """True when the class feature is kept (577 tokens)."""
+        strategy = self.processor.get("vision_feature_select_strategy") or self.config.get("vision_feature_select_strategy")
+        return strategy == "full"
+
+    def max_length(self, tokenizer: Any) -> int:
+        """The tokenizer's length if it names one, else the language model's."""
+        if tokenizer.model_max_length < _NO_LENGTH:
+            return int(tokenizer.model_max_length)
+        return int(self.config.get("text_config", {}).get("max_position_embeddings") or _USUAL_LENGTH)
+
+    def template(self, tokenizer: Any) -> Template:
+        """The template of the table that writes what the folder's chat template writes. Raises CheckpointError unknown_chat_template."""
+        if self.chat_template is None:
+            return TEMPLATES["llava_hf"]
+        for template in TEMPLATES.values():
+            for candidate in (template, template.ending(tokenizer.eos_token or template.end)):
+                if _renders(self.chat_template, candidate, tokenizer):
+                    return candidate
+        raise CheckpointError(
+            f"the chat template is none of {', '.join(TEMPLATES)}",
+            code="unknown_chat_template",
+            where=str(self.folder),
+            remedy="pass the Template to Processor.load",
+        )
+
+
+def _renders(chat_template: str, template: Template, tokenizer: Any) -> bool:
+    """Whether both write the same for every probe that ``template`` can write."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    probes = list(_written(template))
+    try:
+        texts, _ = render_jinja_template(
+            conversations=[to_hf_messages(probe) for probe, _ in probes],
+            chat_template=chat_template,
+            add_generation_prompt=True,
+            **tokenizer.special_tokens_map,
+        )
+    except Exception:  # a chat template may refuse a probe by raising anything
+        return False
+    return bool(texts == [text for _, text in probes])
+
+
+def _written(template: Template) -> Iterator[tuple[Conversation, str]]:
+    pixel = Image(Pixels(width=1, height=1, rgb=bytes(3)))
+    first = user(pixel, Text("\nWhat?"))
+    for probe in (
+        Conversation((first,)),
+        Conversation((user("Why?"),)),
+        Conversation((first, assistant("A cat."), user("Why?"))),
+        Conversation((system("Be brief."), first)),
+    ):
+        try:
+            yield probe, spelled(template.render(probe))
+        except PromptError:
+            continue
+
+
+def to_hf_messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """The conversation as transformers' chat templates take it. A picture's own line is left to the template."""
+    messages = []
+    for message in conversation.messages:
+        content: list[dict[str, str]] = []
+        for part in message.parts:
+            if isinstance(part, Image):
+                content.append({"type": "image"})
+            else:
+                after_picture = bool(content) and content[-1]["type"] == "image"
+                content.append({"type": "text", "text": part.text.removeprefix("\n") if after_picture else part.text})
+        messages.append({"role": message.role, "content": content})
+    return messages
+
+
+def _chat_template(folder: Path, processor: Mapping[str, Any]) -> str | None:
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    inside = _json(folder / "chat_template.json", missing={}).get("chat_template") or processor.get("chat_template")
+    inside = inside or _json(folder / "tokenizer_config.json", missing={}).get("chat_template")
+    return inside if isinstance(inside, str) else None
+
+
+def _json(file: Path, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON object from a file; ``missing`` if there is none. Raises CheckpointError."""
+    if missing is not None and not file.exists():
+        return missing
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("cannot be read as JSON", code="file_unreadable", where=str(file), remedy="fetch it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError("does not hold a JSON object", code="file_unreadable", where=str(file), remedy="fetch it again")
+    return values
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")

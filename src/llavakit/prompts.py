@@ -1,0 +1,222 @@
+"""What a prompt looks like and which of its characters are learned. Nothing here knows a tokenizer; no torch.
+
+    Conversation --Template.render--> Segments --processor--> token ids and labels
+
+    vicuna_v1   {system} USER: <image>\\n{question} ASSISTANT: {reply}</s>USER: {question} ASSISTANT: {reply}</s>
+                                                             ~~~~~~~~~~~~                               ~~~~~~~~~~~~   learned
+
+An open conversation ends right before the learned part, so the prompt for inference is the training text cut short: the same function
+writes both. A template is a value; to use another format, pass another ``Template``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llavakit.errors import PromptError
+from llavakit.types import IMAGE_MARKER, Conversation, Image, Message, Part, Text
+
+CURIOUS_USER = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+CURIOUS_HUMAN = CURIOUS_USER.replace("user", "human")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of characters of one origin.
+
+    ``control`` was written by the template and may hold special tokens; ``text`` came from a person or a model and never does;
+    ``image`` stands for the tokens of one picture. ``learned`` characters carry the loss.
+    """
+
+    text: str
+    kind: Literal["control", "text", "image"]
+    learned: bool
+
+
+_PICTURE = Segment(IMAGE_MARKER, "image", False)
+
+
+def spelled(segments: Iterable[Segment]) -> str:
+    """The whole prompt as one string, each picture as ``<image>``."""
+    return "".join(segment.text for segment in segments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A chat format as the strings around its parts (spec 3.1, 3.2).
+
+    ``images`` "inline": pictures stay where they are, except that a single one which does not come first is moved to the front, as in
+    training since v1.0 (spec 3.4); each stands on a line of its own. "first": all pictures, a line each, then the texts (llava-hf).
+    ``closing`` "each": every reply is followed by ``end``. "last": only the last one is, and ``glue`` follows the others (llava-hf).
+    """
+
+    name: str
+    system: str = ""
+    system_end: str = " "
+    user_start: str = "USER: "
+    user_end: str = " "
+    reply_start: str = "ASSISTANT:"
+    reply_space: str = " "
+    end: str = "</s>"
+    glue: str = ""
+    images: Literal["inline", "first"] = "inline"
+    closing: Literal["each", "last"] = "each"
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a reply."""
+        return (self.end,)
+
+    def ending(self, end: str) -> Template:
+        """The same format with another end token: for tokenizers that do not know this one."""
+        return replace(self, end=end)
+
+    def render(self, conversation: Conversation) -> tuple[Segment, ...]:
+        """The prompt, segment by segment; after an open conversation it stops where the reply begins. Raises PromptError."""
+        check_not_empty(conversation)
+        return tuple(segment for segment in self._segments(conversation) if segment.text)
+
+    def _segments(self, conversation: Conversation) -> Iterator[Segment]:
+        given = conversation.system
+        system = self.system if given is None else given
+        if system:
+            yield Segment(system, "control" if given is None else "text", False)
+            yield Segment(self.system_end, "control", False)
+        for index, message in enumerate(conversation.turns):
+            if message.role == "user":
+                yield Segment(self.user_start, "control", False)
+                yield from self._question(message)
+                yield Segment(self.user_end + self.reply_start, "control", False)
+                continue
+            yield Segment(self.reply_space, "control", True)
+            yield Segment(message.text, "text", True)
+            last = index == len(conversation.turns) - 1
+            if last or self.closing == "each":
+                yield Segment(self.end, "control", True)
+            if not last:
+                yield Segment(self.glue, "control", False)
+
+    def _question(self, message: Message) -> Iterator[Segment]:
+        parts = _images_first(message) if self.images == "first" else _image_placed(message)
+        for part, following in zip(parts, (*parts[1:], None), strict=True):
+            if isinstance(part, Text):
+                yield Segment(part.text, "text", False)
+                continue
+            yield _PICTURE
+            if isinstance(following, Image) or (isinstance(following, Text) and not following.text.startswith("\n")):
+                yield Segment("\n", "control", False)
+
+    def jinja(self) -> str:
+        """This format as a chat template for transformers: it renders ``spelled(self.render(conversation))``."""
+        opening = _quoted(self.system + self.system_end if self.system else "")
+        place = _JINJA_FIRST if self.images == "first" else _JINJA_INLINE
+        end = f"{{%- if loop.last or {'true' if self.closing == 'each' else 'false'} -%}}{{{{ {_quoted(self.end)} }}}}{{%- endif -%}}"
+        reply = f"{{{{ {_quoted(self.reply_space)} + words }}}}{end}{{%- if not loop.last -%}}{{{{ {_quoted(self.glue)} }}}}{{%- endif -%}}"
+        return (
+            "{%- for message in messages -%}"
+            + _JINJA_WORDS
+            + f"{{%- if loop.first and message.role != 'system' -%}}{{{{ {opening} }}}}"
+            + "{%- endif -%}"
+            + f"{{%- if message.role == 'system' -%}}{{{{ words + {_quoted(self.system_end)} if words else '' }}}}"
+            + f"{{%- elif message.role == 'user' -%}}{{{{ {_quoted(self.user_start)} }}}}{place}"
+            + f"{{{{ {_quoted(self.user_end)} }}}}"
+            + f"{{%- else -%}}{{{{ {_quoted(self.reply_start)} }}}}{{%- generation -%}}{reply}{{%- endgeneration -%}}{{%- endif -%}}"
+            + "{%- endfor -%}"
+            + f"{{%- if add_generation_prompt -%}}{{{{ {_quoted(self.reply_start)} }}}}{{%- endif -%}}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainTemplate(Template):
+    """Stage 1: the picture, then its caption and ``end`` (spec 3.1, 3.5). What the user says is dropped."""
+
+    def _segments(self, conversation: Conversation) -> Iterator[Segment]:
+        turns = conversation.turns
+        if len(turns) > 2 or len(turns[0].images) != 1:
+            raise PromptError(
+                f"{len(turns)} turns with {len(conversation.images)} pictures",
+                code="plain_needs_one_image",
+                remedy=f"template '{self.name}' takes one picture and its caption",
+            )
+        yield _PICTURE
+        if len(turns) == 2:
+            yield Segment(turns[1].text, "text", True)
+            yield Segment(self.end, "control", True)
+
+    def jinja(self) -> str:
+        return (
+            "{%- for message in messages -%}"
+            + _JINJA_WORDS
+            + f"{{%- if message.role == 'user' -%}}{{{{ {_quoted(IMAGE_MARKER)} }}}}"
+            + f"{{%- elif message.role == 'assistant' -%}}{{%- generation -%}}{{{{ words + {_quoted(self.end)} }}}}{{%- endgeneration -%}}"
+            + "{%- endif -%}{%- endfor -%}"
+        )
+
+
+TEMPLATES: Mapping[str, Template] = {
+    template.name: template
+    for template in (
+        Template(name="vicuna_v1", system=CURIOUS_USER),
+        Template(name="llava_v1", system=CURIOUS_HUMAN),
+        Template(name="llava_hf", user_end="", glue=" ", images="first", closing="last"),
+        PlainTemplate(name="plain", end="\n"),
+    )
+}
+
+
+def check_not_empty(conversation: Conversation) -> None:
+    """Every question must say or show something (hardening P5). Raises PromptError empty_prompt."""
+    if not conversation.turns:
+        raise PromptError("the conversation is empty", code="empty_prompt", remedy="ask something")
+    offset = len(conversation.messages) - len(conversation.turns)
+    for index, message in enumerate(conversation.turns):
+        if message.role == "user" and not message.images and not message.text.strip():
+            raise PromptError("the question is empty", code="empty_prompt", where=f"messages[{index + offset}]", remedy="ask something")
+
+
+def _image_placed(message: Message) -> tuple[Part, ...]:
+    """A single picture comes first and the words lose their outer blanks; several stay where they are (spec 3.4, successor rule)."""
+    if len(message.images) != 1 or isinstance(message.parts[0], Image):
+        return message.parts
+    words = message.text.strip()
+    return (*message.images, *((Text(words),) if words else ()))
+
+
+def _images_first(message: Message) -> tuple[Part, ...]:
+    """All pictures, then the texts with a blank after each, as llava-hf's chat template writes them."""
+    words = "".join(f"{part.text} " for part in message.parts if isinstance(part, Text))
+    if message.images:
+        return (*message.images, Text("\n" + words.removeprefix("\n")))
+    return (Text(words),)
+
+
+def _quoted(text: str) -> str:
+    """A Jinja string literal."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
+
+
+# Content may be a string or a list of parts; ``words`` gathers its texts, ``images`` counts its pictures.
+_JINJA_WORDS = (
+    "{%- set parts = [{'type': 'text', 'text': message.content}] if message.content is string else message.content -%}"
+    "{%- set images = parts | selectattr('type', 'equalto', 'image') | list | length -%}"
+    "{%- set words = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('') -%}"
+)
+_JINJA_FIRST = (
+    "{%- for part in parts if part.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}"
+    "{%- set said = namespace(text='') -%}"
+    "{%- for part in parts if part.type == 'text' -%}{%- set said.text = said.text + part.text + ' ' -%}{%- endfor -%}"
+    "{{ said.text[1:] if images and said.text.startswith('\\n') else said.text }}"
+)
+_JINJA_INLINE = (
+    "{%- if images == 1 and parts[0].type != 'image' -%}"
+    "{{ '<image>' + ('\\n' + words.strip() if words.strip() else '') }}"
+    "{%- else -%}{%- for part in parts -%}{%- if part.type == 'image' -%}{{ '<image>' }}"
+    "{%- if not loop.last and (loop.nextitem.type == 'image' or not loop.nextitem.text.startswith('\\n')) -%}{{ '\\n' }}{%- endif -%}"
+    "{%- else -%}{{ part.text }}{%- endif -%}{%- endfor -%}{%- endif -%}"
+)

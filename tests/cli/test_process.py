@@ -1,0 +1,87 @@
+"""What only a real process has: start-up time, signals, pipes, encodings, colours."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llavakit.cli import border
+from llavakit.errors import ConfigError, ImageError, SamplingError
+
+LLAVA = [sys.executable, "-m", "llavakit"]
+
+
+def run(*words: object, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    return subprocess.run([*LLAVA, *map(str, words)], capture_output=True, timeout=120, env=kept | (env or {}), **options)
+
+
+def test_help_is_instant() -> None:
+    def seconds() -> float:
+        before = os.times()
+        assert run("--help").returncode == 0
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds() for _ in range(5)) <= 0.4  # of processor time: the wall clock of a busy machine says nothing
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_model_dir: Path) -> None:
+    for words in (["show", "--json", "--model", tiny_model_dir, "word " * 3000], ["train", "pretrain", "--options"], ["--help"]):
+        process = subprocess.Popen([*LLAVA, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.close()
+        _, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (border.PIPE_CLOSED, b"")
+
+
+def test_ctrl_c_is_130_without_a_trace() -> None:
+    process = subprocess.Popen([*LLAVA, "ask", "-", "What is this?"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(3)  # by now it waits for the picture
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
+
+
+def test_a_terminal_of_few_letters_shows_question_marks(tiny_model_dir: Path) -> None:
+    done = run("show", "--model", tiny_model_dir, "a 🦙", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert done.stdout.isascii()
+    assert b"?" in done.stdout
+
+
+@pytest.mark.parametrize(("env", "colored"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)])
+def test_colours_only_where_they_are_wanted(tiny_model_dir: Path, env: dict[str, str], colored: bool) -> None:
+    done = run("show", "--model", tiny_model_dir, "Hello.", "--reply", "yes", env=env | {"TERM": "xterm-256color"})
+    assert done.returncode == 0
+    assert (b"\x1b[32m" in done.stdout or b"\x1b[1;32m" in done.stdout) is colored
+    assert (b"[[" in done.stdout) is not colored
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("what", code="c", where="w", remedy="fix"), 2, "error: w: what. fix"),
+        (SamplingError("what", code="c"), 2, "error: what"),
+        (ImageError("a\x1b[2J\nb", code="c"), 1, "error: a?[2J b"),
+        (FileNotFoundError(2, "No such file or directory", "x.jpg"), 1, "error: x.jpg: no such file or directory"),
+        (MemoryError(), 1, "error: out of memory"),
+        (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_every_error_becomes_a_line_and_a_code(error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise error
+
+    assert border.guard(fail) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith(said)
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
