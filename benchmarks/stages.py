@@ -29,7 +29,13 @@ from llavakit.types import Conversation, Sampling
 def aligned(work: Path, seed: int, steps: int) -> Path:
     """A checkpoint after ``steps`` of stage 1; 1 step at rate 0 gives the untrained projector in the same files."""
     rate = "2e-3" if steps > 1 else "0"
-    words = ["aspect=pad", f"tower={work}/tower", f"decoder={work}/decoder", f"data={work}/scenes/pretrain.json", f"images={work}/scenes/images"]
+    words = [
+        "aspect=pad",
+        f"tower={work}/tower",
+        f"decoder={work}/decoder",
+        f"data={work}/scenes/pretrain.json",
+        f"images={work}/scenes/images",
+    ]
     words += [f"out={work}/stages/align{steps}-seed{seed}", "batch_size=32", "accumulation=1", f"steps={steps}", f"lr={rate}"]
     return train(parse(PRETRAIN, [*words, f"seed={seed}"])).checkpoint
 

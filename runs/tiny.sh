@@ -10,7 +10,12 @@ step "1 tokenizer"
 [ -f "$out/tokenizer/tokenizer.json" ] || llava miniature tokenizer out="$out/tokenizer"
 
 step "2 tower: a tiny CLIP on short statements with near misses"
-[ -f "$out/tower/model.safetensors" ] || llava miniature tower out="$out/tower" tokenizer="$out/tokenizer"
+if [ ! -f "$out/tower/model.safetensors" ]; then
+  # shapes, colours and places first, then print letter by letter as well (dev/LOG.md says why)
+  [ -f "$out/tower-first/clip.safetensors" ] ||
+    llava miniature tower out="$out/tower-first" tokenizer="$out/tokenizer" letters=false steps=3600 stop=1850 rate=1.5e-3 warmup=200 true_statements=8 false_statements=8
+  llava miniature tower out="$out/tower" tokenizer="$out/tokenizer" start="$out/tower-first" warmup=100
+fi
 
 step "3 decoder: text only"
 [ -f "$out/decoder/model.safetensors" ] || llava miniature decoder out="$out/decoder" tokenizer="$out/tokenizer"

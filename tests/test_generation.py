@@ -1,4 +1,4 @@
-"""Generation against transformers' own: greedy and beam search give its ids; batch == one by one; cache == no cache; sampling keeps its laws."""
+"""Generation: greedy and beam search give transformers' ids; batch == one by one; cache == no cache; sampling keeps its laws."""
 
 from __future__ import annotations
 

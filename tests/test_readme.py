@@ -82,7 +82,8 @@ def test_the_map_has_every_place_and_no_other() -> None:
     paths = mapped()
     assert [path for path in paths if not (ROOT / path).exists()] == []
     package = ROOT / "src" / "llavakit"
-    inside = {f"src/llavakit/{p.name}{'/' * p.is_dir()}" for p in package.iterdir() if p.name not in ("__pycache__", "__init__.py", "py.typed")}
+    hidden = {"__pycache__", "__init__.py", "py.typed"}
+    inside = {f"src/llavakit/{path.name}{'/' * path.is_dir()}" for path in package.iterdir() if path.name not in hidden}
     assert inside - set(paths) == set()
 
 

@@ -80,7 +80,7 @@ def stop_after(step: int) -> Any:
     "changes",
     [
         {},
-        {"stage": "pretrain", "template": "plain"},
+        {"stage": "pretrain"},
         {"group": 2, "cache_mb": 1},
         {"workers": 1},
         {"gradient_checkpointing": True, "rates": ((r"vision_tower\..*", 0.1),)},

@@ -1,6 +1,6 @@
-"""Open a picture safely, and make from it what the vision tower sees. PIL and numpy; no torch.
+"""Open a picture safely. PIL and numpy; no torch.
 
-    path | bytes | pixels --open_image--> RGB, upright, opaque --Preprocess.views--> float32 (V, 3, S, S)
+    path | bytes | pixels --open_image--> RGB, upright, opaque --Preprocess.views (preprocess.py)--> float32 (V, 3, S, S)
 
 ``open_image`` looks at the content, never at names or stated types, and decides from the header before anything is decompressed.
 One rule for every picture, in training, inference and serving alike:
@@ -8,45 +8,32 @@ One rule for every picture, in training, inference and serving alike:
 * JPEG, PNG, WebP, GIF, BMP and TIFF; of an animation the first frame, with a warning (``Limits.strict_animation`` refuses instead).
 * EXIF orientation is applied; an EXIF block that cannot be read is ignored. Colour profiles are ignored, as CLIP's training did.
 * Transparency is laid over white. (LLaVA's loader drops alpha, which uncovers whatever colour the artist's tool left below.)
+* Text, profiles and other notes inside a PNG are left out unread: they may unpack to a thousand times their size.
 * 16-bit grey is divided by 257. Wider integers and floats name no range: integers within 0..65535 are read as 16 bit, floats within 0..1
   as fractions and within 0..255 as levels; anything else is stretched from its least to its greatest finite value.
-
-``Preprocess`` equals transformers' PIL processors (``LlavaImageProcessor`` with ``do_pad``, ``CLIPImageProcessor``) bit for bit, without
-building the padded square at full resolution. PIL resizes a square's columns first, then its rows, rounding to bytes in between, so:
-
-     wide image       columns first: nothing of the        then pad the rows    and resize them
-     +----------+     padding takes part                   +--+                 +--+
-     |          | --> +--+                             --> |  |             --> |  | S
-     +----------+     |  | h                               |  | w               +--+
-          w           +--+                                 +--+                  S
-                       S                                    S
-
-A tall image needs padding left and right before its columns are resized, but only as far as the filter reaches.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
 from llavakit import types
-from llavakit.errors import CheckpointError, ImageError
+from llavakit.errors import ImageError
+from llavakit.preprocess import Preprocess
 
-Floats = npt.NDArray[np.float32]
+__all__ = ["LIMITS", "Limits", "Preprocess", "open_image", "read_bytes"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_BICUBIC = PIL.Image.Resampling.BICUBIC
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_NOTES = frozenset((b"tEXt", b"zTXt", b"iTXt", b"iCCP"))
 
 # First bytes of formats we know and do not open, so that the message can say more than "unreadable".
 _REFUSED: Mapping[bytes, str] = {
@@ -121,12 +108,13 @@ def read_bytes(image: types.Image, limits: Limits = LIMITS) -> bytes:
                 where=str(source),
                 remedy="check the path",
             )
+        size = source.stat().st_size
         with source.open("rb") as stream:
-            data = stream.read(limits.max_bytes + 1)
+            data = stream.read(limits.max_bytes + 1) if size <= limits.max_bytes else b""
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageError("the file cannot be read", code="image_unreadable", where=str(source), remedy="check its permissions") from error
-    if len(data) > limits.max_bytes:
-        raise _too_large(source.stat().st_size, limits, str(source))
+    if max(size, len(data)) > limits.max_bytes:
+        raise _too_large(max(size, len(data)), limits, str(source))
     return data
 
 
@@ -156,8 +144,9 @@ def _check_size(size: tuple[int, int], limits: Limits, where: str) -> None:
 
 def _open_header(data: bytes, limits: Limits, where: str) -> PIL.Image.Image:
     """Parse the header alone. No message of Pillow's is passed on: they hold memory addresses (CVE-2026-22778)."""
+    readable = _without_notes(data, where)
     try:
-        opened = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        opened = PIL.Image.open(io.BytesIO(readable), formats=FORMATS)
     except PIL.Image.DecompressionBombError as error:
         raise ImageError(
             f"more than {limits.max_pixels:,} pixels", code="image_too_many_pixels", where=where, remedy="scale it down"
@@ -168,10 +157,28 @@ def _open_header(data: bytes, limits: Limits, where: str) -> PIL.Image.Image:
     return opened
 
 
+def _without_notes(data: bytes, where: str) -> bytes:
+    """A PNG without its texts and profiles (hardening I13); anything else as it is. Raises ImageError if it ends inside a chunk."""
+    if not data.startswith(_PNG):
+        return data
+    kept, start, at = [], 0, len(_PNG)
+    while at + 8 <= len(data):
+        after = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] in _PNG_NOTES:
+            kept.append(data[start:at])
+            start = after
+        at = after
+    if at > len(data):
+        raise _truncated(where)
+    return b"".join((*kept, data[start:])) if kept else data
+
+
 def _unreadable(data: bytes, where: str) -> ImageError:
     name = next((name for magic, name in _REFUSED.items() if data.startswith(magic)), None)
     if data[4:8] == b"ftyp":
         name = _BRANDS.get(data[8:12], name)
+    if data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        return _truncated(where)
     allowed = f"use one of {', '.join(FORMATS)}"
     if name:
         return ImageError(f"{name} pictures are not opened", code="image_format_not_allowed", where=where, remedy=allowed)
@@ -179,12 +186,16 @@ def _unreadable(data: bytes, where: str) -> ImageError:
     return ImageError(what, code="image_unreadable", where=where, remedy=allowed)
 
 
+def _truncated(where: str) -> ImageError:
+    return ImageError("the picture's data end too early", code="image_truncated", where=where, remedy="send the whole file")
+
+
 def _decode(opened: PIL.Image.Image, where: str) -> PIL.Image.Image:
     try:
         opened.load()
         return _opaque(_upright(opened))
     except OSError as error:
-        raise ImageError("the picture's data end too early", code="image_truncated", where=where, remedy="send the whole file") from error
+        raise _truncated(where) from error
     except Exception as error:  # as above
         raise ImageError("the picture's data are broken", code="image_unreadable", where=where, remedy="save it anew") from error
 
@@ -218,168 +229,13 @@ def _opaque(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _eight_bit(picture: PIL.Image.Image) -> npt.NDArray[np.uint8]:
-    wide = picture.mode.startswith("I;16")
-    values = np.asarray(picture).astype(np.float64)
-    values = np.where(np.isfinite(values), values, 0.0)
+    values = np.asarray(picture)
+    if values.dtype.itemsize == 2 or (picture.mode == "I" and values.min() >= 0 and values.max() <= 65535):
+        levels = (np.arange(65536) * 255 + 32767) // 65535
+        return levels.astype(np.uint8)[values]
+    values = np.where(np.isfinite(values), values, 0).astype(np.float64)
     low, high = float(values.min()), float(values.max())
-    if wide or (picture.mode == "I" and low >= 0 and high <= 65535):
-        low, high = 0.0, 65535.0
-    elif picture.mode == "F" and low >= 0 and high <= 255:
+    if picture.mode == "F" and low >= 0 and high <= 255:
         low, high = 0.0, 1.0 if high <= 1 else 255.0
-    scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+    scaled = (values - low) / (high - low) * 255 if high > low else np.zeros_like(values)
     return np.floor(scaled + 0.5).astype(np.uint8)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocess:
-    """From an RGB picture to the tower's input (spec 2.1, 2.2).
-
-    ``aspect`` "pad": padded to a square with the mean colour (LLaVA-1.5). "square": scaled to the shorter edge and cropped at the centre
-    (LLaVA v1, stage 1 of 1.5, and llava-hf files that do not say ``do_pad``).
-    """
-
-    size: int = 336
-    aspect: Literal["square", "pad"] = "pad"
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
-
-    def views(self, image: PIL.Image.Image) -> Floats:
-        """The normalised views, (1, 3, size, size) float32."""
-        assert image.mode == "RGB", f"open_image gives RGB, this is {image.mode}"
-        square = self.square(image)
-        pixels = np.asarray(square).transpose(2, 0, 1)
-        views = np.empty((1, *pixels.shape), dtype=np.float32)
-        for plane, channel, levels in zip(views[0], pixels, self._levels(), strict=True):
-            np.take(levels, channel, out=plane, mode="clip")  # every index is a byte; "clip" spares a copy
-        return views
-
-    def square(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        """The picture the tower sees before normalisation: RGB, size x size."""
-        width, height = image.size
-        if self.aspect == "square":
-            return _crop(image, self.size)
-        if width > height:
-            return _pad_wide(image, self.size, self.colour)
-        if height > width:
-            return _pad_tall(image, self.size, self.colour)
-        return image.resize((self.size, self.size), _BICUBIC)
-
-    @property
-    def colour(self) -> tuple[int, int, int]:
-        """The colour of the padding: the mean, (122, 116, 104) for CLIP."""
-        red, green, blue = (int(value * 255) for value in self.mean)
-        return red, green, blue
-
-    def _levels(self) -> Floats:
-        """(3, 256): the normalised value of each byte in each channel, by the arithmetic and precision of the reference."""
-        scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
-        levels: Floats = (scaled[None, :] - mean[:, None]) / std[:, None]
-        return levels
-
-    def to_hf(self) -> dict[str, Any]:
-        """The contents of llava-hf's preprocessor_config.json."""
-        return {
-            "image_processor_type": "LlavaImageProcessor",
-            "do_pad": self.aspect == "pad",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": self.size},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": {"height": self.size, "width": self.size},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-        }
-
-    @staticmethod
-    def from_hf(values: Mapping[str, Any]) -> Preprocess:
-        """From preprocessor_config.json. Padding is on only where it is asked for (spec 8, trap 2). Raises CheckpointError."""
-        where = "preprocessor_config.json"
-        size = _side(values.get("crop_size", 224))
-        kind = str(values.get("image_processor_type", "LlavaImageProcessor"))
-        unlike = [
-            name
-            for name, wanted in (
-                ("size", _side(values.get("size", size)) == size),
-                ("resample", values.get("resample", 3) == 3),
-                ("rescale_factor", abs(values.get("rescale_factor", 1 / 255) - 1 / 255) < 1e-9),
-                *((flag, values.get(flag, True) is True) for flag in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")),
-                ("image_processor_type", kind.startswith(("LlavaImageProcessor", "CLIPImageProcessor", "CLIPFeatureExtractor"))),
-            )
-            if not wanted
-        ]
-        if unlike:
-            raise CheckpointError(
-                f"{', '.join(unlike)} do not describe CLIP's preprocessing",
-                code="preprocess_not_supported",
-                where=where,
-                remedy="LLaVA resizes bicubically to the shortest edge, crops a square of that size, rescales and normalises",
-            )
-        pads = bool(values.get("do_pad", False)) and kind.startswith("LlavaImageProcessor")
-        mean, std = tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD))
-        return Preprocess(size=size, aspect="pad" if pads else "square", mean=mean, std=std)
-
-
-def _side(value: Any) -> int:
-    """A size as llava-hf files write it: 336, {"shortest_edge": 336} or {"height": 336, "width": 336}; 0 for anything else."""
-    if isinstance(value, int):
-        return value
-    sides = {side for side in (value.get("shortest_edge"), value.get("height"), value.get("width")) if side is not None}
-    return int(sides.pop()) if len(sides) == 1 else 0
-
-
-def _pad_wide(image: PIL.Image.Image, size: int, colour: tuple[int, int, int]) -> PIL.Image.Image:
-    """Columns, then padding, then rows: see the drawing above. Exact, because a row of padding resizes to itself."""
-    width, height = image.size
-    narrow = PIL.Image.new("RGB", (size, width), colour)
-    narrow.paste(image.resize((size, height), _BICUBIC), (0, (width - height) // 2))
-    return narrow.resize((size, size), _BICUBIC)
-
-
-def _pad_tall(image: PIL.Image.Image, size: int, colour: tuple[int, int, int]) -> PIL.Image.Image:
-    """Resize only the columns the image reaches; the others hold padding alone.
-
-    The columns are bounded by multiples of ``step``, the odd part of ``size``, where the bounds in source pixels (column * height / size)
-    have no digits that the filter's 32-bit bounds would lose: the result is exact. For very tall images that would widen
-    the source too much, so there ``step`` is 1 and a level may differ by one.
-    """
-    width, height = image.size
-    left = (height - width) // 2
-    scale = height / size
-    reach = 2 * max(scale, 1.0) + 1  # the filter's support, and one pixel for rounding
-    step = size // (size & -size)
-    step = step if step * scale <= width else 1
-    first = max(0, math.floor((left - reach) / scale) // step * step)
-    last = min(size, math.ceil(math.ceil((left + width + reach) / scale) / step) * step)
-    start = max(0, math.floor(first * scale - reach))
-    stop = min(height, math.ceil(last * scale + reach))
-    canvas = PIL.Image.new("RGB", (stop - start, height), colour)
-    canvas.paste(image, (left - start, 0))
-    box = (first * height / size - start, 0, last * height / size - start, height)
-    columns = canvas.resize((last - first, height), _BICUBIC, box=box)
-    square = PIL.Image.new("RGB", (size, size), colour)
-    square.paste(columns.resize((last - first, size), _BICUBIC), (first, 0))
-    return square
-
-
-def _crop(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
-    """CLIP: the shorter edge to ``size``, the longer in proportion (rounded down), then the centre.
-
-    Where the scaled image would be more than 8 squares long only its centre is computed; a level may then differ by one.
-    """
-    width, height = image.size
-    long = int(size * max(width, height) / min(width, height))
-    start = (long - size) // 2
-    if long > 8 * size:
-        scale = max(width, height) / long
-        low, high = start * scale, (start + size) * scale
-        if width > height:
-            return image.resize((size, height), _BICUBIC, box=(low, 0, high, height)).resize((size, size), _BICUBIC)
-        return image.resize((size, height), _BICUBIC).resize((size, size), _BICUBIC, box=(0, low, size, high))
-    if width > height:
-        return image.resize((long, size), _BICUBIC).crop((start, 0, start + size, size))
-    return image.resize((size, long), _BICUBIC).crop((0, start, size, start + size))

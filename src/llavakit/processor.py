@@ -27,8 +27,9 @@ from torch import Tensor
 
 from llavakit import processor_files
 from llavakit.errors import CheckpointError, ContextError, PromptError
-from llavakit.images import LIMITS, Floats, Limits, Preprocess, open_image, read_bytes
+from llavakit.images import LIMITS, Limits, open_image, read_bytes
 from llavakit.pieces import Pieces
+from llavakit.preprocess import Floats, Preprocess
 from llavakit.prompts import Segment, Template
 from llavakit.tiling import Grid
 from llavakit.types import Conversation, Image, Pixels

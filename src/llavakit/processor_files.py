@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import CheckpointError, PromptError
-from llavakit.images import Preprocess
+from llavakit.preprocess import Preprocess
 from llavakit.prompts import TEMPLATES, Template, spelled
 from llavakit.types import Conversation, Image, Pixels, Text, assistant, system, user
 

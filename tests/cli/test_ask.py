@@ -85,8 +85,10 @@ def test_the_context_is_a_limit_with_numbers(asked: Llava) -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_a_usage_error_that_names_it(asked: Llava, option: str, value: str) -> None:
-    name = option.strip("-").split("-")[0]
-    asked(option, value, "hi").failed(2, "token" if name == "max" else name.replace("top", "top_p"))  # P7, P10
+    done = asked(option, value, "hi")  # P7, P10
+    done.failed(2)
+    names = {"--max-tokens": "max_new_tokens", "--top-p": "top_p", "--beams": "num_beams"}
+    assert names.get(option, option.strip("-")) in done.err
 
 
 def test_beams_do_not_go_with_a_temperature(asked: Llava) -> None:
@@ -125,7 +127,7 @@ def test_bad_pictures_are_one_line_before_a_model_is_loaded(llava: Llava, folder
         (folder / f"{name}.png").write_bytes(data)
         done = llava("ask", "--model", "no-such-model", f"{name}.png", QUESTION)
         done.failed(1, f"{name}.png")
-        assert "0x" not in done.err  # no buffer's address
+        assert not re.search(r"\b0x[0-9a-f]{4}", done.err)  # no buffer's address
 
 
 def test_a_missing_picture_and_a_folder(llava: Llava) -> None:

@@ -29,6 +29,7 @@ from llavakit.errors import CheckpointError
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED_SINGLE, _PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_LISTS = (INDEX, _PICKLED_INDEX, "tokenizer.json", "vocab.json", "added_tokens.json")  # long, and nobody looks for code there
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LFS = b"version https://git-lfs"
 _PIECE = 1 << 22  # numbers read at a time: 8 MiB of a 16-bit type stay in the processor's cache for conversion and check
@@ -107,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
     _check_file(path)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON or bad UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, brackets without end
         raise CheckpointError(f"no valid JSON ({error})", code="damaged_file", where=str(path), remedy=_AGAIN) from error
     if not isinstance(fields, dict):
         raise CheckpointError("JSON, but no object", code="damaged_file", where=str(path), remedy=_AGAIN)
@@ -123,7 +124,9 @@ def check_folder(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_symlink():
             _check_inside(path, folder)
-        if path.suffix == ".json" and path.name not in (INDEX, _PICKLED_INDEX) and _names_code(read_json(path)):
+        if path.suffix == ".json":
+            _check_file(path)
+        if path.suffix == ".json" and path.name not in _LISTS and _names_code(read_json(path)):
             raise CheckpointError(
                 "it asks for Python code from the checkpoint (auto_map), which is never run here",
                 code="remote_code",

@@ -1,8 +1,8 @@
 """A folder that appears whole or not at all, whenever the power goes.
 
-    write  name.tmp-<random>/...   -> every file and folder fsynced -> takes the place of name/   -> parent fsynced
-    replacing: the two names are exchanged in one step where the system can (Linux), so ``name`` is the old or the new one at any
-    moment; elsewhere the old one is put aside as name.old for the instant between two renames, and ``heal`` brings it back.
+write  name.tmp-<random>/...   -> every file and folder fsynced -> takes the place of name/   -> parent fsynced
+replacing: the two names are exchanged in one step where the system can (Linux), so ``name`` is the old or the new one at any
+moment; elsewhere the old one is put aside as name.old for the instant between two renames, and ``heal`` brings it back.
 """
 
 from __future__ import annotations

@@ -25,15 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llavakit.config import parse, save
 from llavakit.miniature.pictures import Gallery, gallery
-from llavakit.scenes.statements import NUMBERS, SIDES, near_misses, statement_groups, statements
+from llavakit.scenes.statements import NUMBERS, ORDER, SIDES, near_misses, statement_groups, statements
 from llavakit.scenes.world import Scene
 
-GROUP_WEIGHTS = (0.52, 0.22, 0.14, 0.12)  # things, signs, pairs, counts
+GROUP_WEIGHTS = (0.36, 0.50, 0.08, 0.06)  # things, signs, pairs, counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +63,15 @@ class TowerConfig:
     """width of the space in which pictures and statements meet"""
     scenes: int = 60_000
     """different training scenes, all drawn before the first step"""
-    steps: int = 3_600
+    steps: int = 2_000
     """optimizer steps"""
     batch: int = 64
     """pictures a step"""
-    true_statements: int = 8
+    true_statements: int = 7
     """true statements drawn for each picture"""
-    false_statements: int = 8
+    false_statements: int = 7
     """near misses drawn for each picture"""
-    rate: float = 1.5e-3
+    rate: float = 1.2e-3
     """peak learning rate (AdamW, cosine)"""
     weight_decay: float = 0.05
     """weight decay of matrices"""
@@ -80,6 +81,12 @@ class TowerConfig:
     """seed of weights, order and statements"""
     late: bool = True
     """false: the pooled vector alone meets the text, as in plain CLIP"""
+    letters: bool = True
+    """false: printed text is stated whole only, never letter by letter"""
+    start: Path | None = None
+    """folder of a stopped run whose weights to go on from"""
+    stop: int | None = None
+    """stop after this many of ``steps``, in the middle of the schedule"""
     misses: bool = True
     """false: no near misses, only the other pictures' statements"""
 
@@ -158,7 +165,9 @@ class Statements:
         return said, truth, own
 
     def _draw(self, scene: Scene, truth: frozenset[str], rng: random.Random) -> list[str]:
-        groups = statement_groups(scene)
+        groups = list(statement_groups(scene))
+        if not self.config.letters:
+            groups[1] = [words for words in groups[1] if words.split()[0] not in ORDER]
         weights = [w if g else 0.0 for w, g in zip(GROUP_WEIGHTS, groups, strict=True)]
         chosen = [rng.choice(rng.choices(groups, weights)[0]) for _ in range(self.config.true_statements)]
         wrong = near_misses(scene, rng, self.config.false_statements, truth) if self.config.misses else []
@@ -212,6 +221,8 @@ def _family(words: str) -> str:
         return "count"
     if words.startswith(("the ", "a word", "a number", "small print")):
         return "sign"
+    if first in ORDER:
+        return "letter"
     return "thing"
 
 
@@ -221,6 +232,8 @@ def train_tower(config: TowerConfig, tokenizer: Any, *, log: Path | None = None,
     rng = random.Random(config.seed)
     model = TinyClip(config, vocab=len(tokenizer), eos=tokenizer.pad_token_id)
     draw = Statements(tokenizer, config)
+    if config.start is not None:
+        model.load_state_dict(load_file(config.start / "clip.safetensors"))
     pictures = gallery("train", config.scenes, size=config.size)
     held_out = gallery("test", 512, size=config.size, start=10_000_000)
     decay = [p for p in model.parameters() if p.ndim >= 2]
@@ -232,10 +245,12 @@ def train_tower(config: TowerConfig, tokenizer: Any, *, log: Path | None = None,
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.98), fused=True)
     order: list[int] = []
+    printed = [i for i, scene in enumerate(pictures.scenes) if any(sign.type == "large" for sign in scene.signs)]
     started, loss_mean = time.monotonic(), 0.0
-    for step in range(config.steps):
+    for step in range(config.stop or config.steps):
         if len(order) < config.batch:
-            order = rng.sample(range(config.scenes), config.scenes)
+            order = [*range(config.scenes), *(printed if config.letters else ())]  # reading is learned last: see print twice
+            rng.shuffle(order)
         index = [order.pop() for _ in range(config.batch)]
         said, truth, own = draw.statements([pictures.scenes[i] for i in index], rng)
         for group in optimizer.param_groups:
@@ -282,6 +297,7 @@ def run(words: Sequence[str] = ()) -> Path:
     log = config.out / "metrics.jsonl"
     log.unlink(missing_ok=True)
     model = train_tower(config, AutoTokenizer.from_pretrained(config.tokenizer), log=log)
+    save_file(model.state_dict(), config.out / "clip.safetensors")
     model.vision.save_pretrained(config.out)
     save(config, config.out / "tower.yaml")
     return config.out

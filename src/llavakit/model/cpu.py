@@ -61,15 +61,15 @@ class CpuLinear(nn.Linear):
     _packed: tuple[Tensor, tuple[int, int]] | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Linear's own name
-        if torch.is_grad_enabled() or input.dtype != torch.bfloat16 or self.weight.dtype != torch.bfloat16 or not input.numel():
-            return F.linear(input, self.weight, self.bias)
-        if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return F.linear(input, self.weight, self.bias)
-        if input.numel() == self.in_features:
-            return _one_row(input, self.weight, self.bias)
+        weight, bias, count = self.weight, self.bias, input.numel()
+        fast = input.dtype == weight.dtype == torch.bfloat16 and input.is_cpu and not torch.is_grad_enabled()
+        if not fast or not count or torch.is_autocast_enabled("cpu"):
+            return F.linear(input, weight, bias)
+        if count == self.in_features:
+            return _one_row(input, weight, bias)
         if self.keep_packed:
-            return torch.ops.mkldnn._linear_pointwise(input, self._relaid(), self.bias, "none", [], "")  # type: ignore[no-any-return]
-        return F.linear(input, self.weight, self.bias)
+            return torch.ops.mkldnn._linear_pointwise(input, self._relaid(), bias, "none", [], "")  # type: ignore[no-any-return]
+        return F.linear(input, weight, bias)
 
     def _relaid(self) -> Tensor:
         """The weight in oneDNN's layout, made again when the weight was replaced or written to."""

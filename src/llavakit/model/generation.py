@@ -172,9 +172,7 @@ def stream(model: Llava, batch: Batch, *, sampling: Sampling, stop_ids: frozense
 
 
 @torch.inference_mode()
-def generate(
-    model: Llava, batch: Batch, *, sampling: Sampling, stop_ids: frozenset[int], ends: Ends | None = None
-) -> list[list[int]]:
+def generate(model: Llava, batch: Batch, *, sampling: Sampling, stop_ids: frozenset[int], ends: Ends | None = None) -> list[list[int]]:
     """The new tokens of every row, without the end token.
 
     ends: asked after every token; True ends that row (a stop string was written), the token included. Not asked by beam search.

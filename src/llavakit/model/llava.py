@@ -12,6 +12,7 @@ Shapes: B rows, T positions, V views, P tokens of a view, D tower's width, H lan
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ class Llava(nn.Module):
         self.multi_modal_projector = Projector(
             config.projector, vision_width=int(config.vision["hidden_size"]), text_width=int(text.hidden_size)
         )
-        self.language_model: Any = AutoModelForCausalLM.from_config(text, attn_implementation="sdpa")
+        self.language_model: Any = AutoModelForCausalLM.from_config(text)  # with the attention transformers finds best
 
     @property
     def device(self) -> torch.device:
@@ -120,11 +121,13 @@ class Llava(nn.Module):
 
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Compute activations a second time in the backward pass instead of keeping them, in the language model and the tower."""
-        for part in (self.language_model, self.vision_tower.vision_model):
-            if on:
-                part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            else:
-                part.gradient_checkpointing_disable()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # late releases of transformers 5 rename these; all of 5 know these names
+            for part in (self.language_model, self.vision_tower.vision_model):
+                if on:
+                    part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                else:
+                    part.gradient_checkpointing_disable()
 
 
 def _learned(labels_bt: Tensor) -> tuple[Tensor, Tensor]:

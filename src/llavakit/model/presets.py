@@ -144,7 +144,7 @@ def _check_supported(whole: Any, vision: Mapping[str, Any], projector: str) -> N
     found = {
         "vision_config.model_type": (vision["model_type"], "clip_vision_model"),
         "multimodal_projector_bias": (whole.multimodal_projector_bias, True),
-        "projector_hidden_act": (whole.projector_hidden_act, _ACTIVATION.get(projector)),  # type: ignore[call-overload]
+        "projector_hidden_act": (whole.projector_hidden_act, _ACTIVATION.get(str(projector))),  # type: ignore[call-overload]
         "vision_feature_layer": (type(whole.vision_feature_layer).__name__, "int"),
     }
     for name, (value, needed) in found.items():

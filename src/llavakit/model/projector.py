@@ -1,7 +1,7 @@
 """The connector between the towers' words: features of width D become embeddings of width H (spec 1.5).
 
-    linear       D -> H                               LLaVA v1
-    mlp2x_gelu   D -> H -> GELU (exact erf) -> H      LLaVA-1.5; not CLIP's quick GELU (trap 34)
+linear       D -> H                               LLaVA v1
+mlp2x_gelu   D -> H -> GELU (exact erf) -> H      LLaVA-1.5; not CLIP's quick GELU (trap 34)
 """
 
 from __future__ import annotations

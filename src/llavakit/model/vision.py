@@ -26,7 +26,7 @@ class VisionTower(nn.Module):
 
     def __init__(self, fields: Mapping[str, Any], *, select_layer: int, select_feature: SelectFeature) -> None:
         super().__init__()
-        self.vision_model = CLIPVisionModel._from_config(AutoConfig.for_model(**fields), attn_implementation="sdpa")
+        self.vision_model = CLIPVisionModel._from_config(AutoConfig.for_model(**fields))
         self.run_layers = range(int(fields["num_hidden_layers"]) + 1)[select_layer]
         self.first_row = 1 if select_feature == "patch" else 0
 

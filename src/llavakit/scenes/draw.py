@@ -131,7 +131,7 @@ def _draw_sign(canvas: Image.Image, sign: Sign, scale: int) -> None:
     box = (x - half_w, y - half_h, x + half_w, y + half_h)
     pen.rounded_rectangle([v + shade for v in box], radius=0.2 * half_h, fill=(150, 150, 156))
     pen.rounded_rectangle(box, radius=0.2 * half_h, fill=PLATE, outline=RIM, width=max(1, round(0.05 * half_h)))
-    pen.text((x, y), sign.text, font=_font(round(LETTER[sign.type] * scale * 1.12)), fill=INK, anchor="mm")
+    pen.text((x, y), sign.text.upper(), font=_font(round(LETTER[sign.type] * scale * 1.12)), fill=INK, anchor="mm")
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from llavakit.scenes.world import COLORS, PLACES, SHAPES, SIZES, WORDS, Scene, Sign, Thing
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+ORDER = ("first", "second", "third", "fourth")
+LETTERS = {"word": "letter", "number": "digit"}
 SIDES = ("left of", "right of", "above", "below")
 
 
@@ -58,7 +60,8 @@ def _of_thing(t: Thing) -> list[str]:
 def _of_sign(s: Sign) -> list[str]:
     if s.type == "small":  # unreadable without high resolution; its place can be seen
         return [f"small print {where(s.place)}"]
-    return [f"the {s.kind} {s.text}", f"the {s.kind} {s.text} {where(s.place)}", f"{article(s.kind)} {where(s.place)}"]
+    whole = [f"the {s.kind} {s.text}", f"the {s.kind} {s.text} {where(s.place)}", f"{article(s.kind)} {where(s.place)}"]
+    return whole + [f"{order} {LETTERS[s.kind]} {letter}" for order, letter in zip(ORDER, s.text, strict=False)]
 
 
 def _of_pairs(scene: Scene) -> list[str]:
@@ -107,15 +110,15 @@ def near_misses(scene: Scene, rng: random.Random, count: int, truth: frozenset[s
 def _twist(scene: Scene, rng: random.Random) -> str:
     """One statement about the scene with one attribute taken from elsewhere; it may still be true."""
     choice = rng.random()
-    if scene.signs and choice < 0.25:
+    if scene.signs and choice < 0.45:
         return rng.choice(_of_sign(_other_sign(rng.choice(scene.signs), rng)))
-    if len(scene.things) > 1 and choice < 0.45:
+    if len(scene.things) > 1 and choice < 0.57:
         a, b = rng.sample(scene.things, 2)
         if scene.overlaps and rng.random() < 0.5:
             back, front = scene.overlaps[0]
             return f"{article(scene.things[back].name)} in front of {article(scene.things[front].name)}"
         return f"{article(a.name)} {rng.choice(SIDES)} {article(b.name)}"
-    if choice < 0.58:
+    if choice < 0.65:
         return _wrong_count(scene, rng)
     thing = rng.choice(scene.things)
     other = rng.choice(scene.things) if rng.random() < 0.7 else None

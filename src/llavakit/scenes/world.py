@@ -33,15 +33,15 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SIZES = ("small", "big")
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 WORDS = (
-    "ant", "bag", "boat", "bus", "cat", "cup", "dog", "door", "egg", "fish", "fox", "hat",
-    "ink", "key", "leaf", "map", "milk", "owl", "pen", "rain", "ship", "sun", "tree", "zoo",
+    "ant", "bag", "box", "bus", "cat", "cup", "dog", "egg", "fox", "hat", "ink", "jar",
+    "key", "lip", "map", "net", "owl", "pen", "pot", "rug", "sun", "van", "web", "zoo",
 )  # fmt: skip
 ASPECTS = ((1, 1), (1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16), (2, 1), (1, 2))
 LONG_SIDES = (224, 280, 336)  # pixels
 TEST_SHARE = 20  # one scene in twenty belongs to the test split
 
 RADIUS = {"small": (0.068, 0.082), "big": (0.125, 0.150)}  # of the long side
-LETTER = {"large": 0.17, "small": 0.030}  # height of the type, of the long side
+LETTER = {"large": 0.22, "small": 0.030}  # height of the type, of the long side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Sign:
     def half_extent(self) -> tuple[float, float]:
         """Half width and half height of the plate, in fractions of the long side."""
         height = LETTER[self.type]
-        return height * (0.36 * len(self.text) + 0.30), height * 0.72
+        return height * (0.38 * len(self.text) + 0.28), height * 0.62
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -31,7 +31,7 @@ from llavakit.data.loader import Loader, Window, learned_tokens
 from llavakit.data.sources import Source, read_llava
 from llavakit.errors import CheckpointError, TrainingError
 from llavakit.model.llava import Llava
-from llavakit.processor import Processor
+from llavakit.processor import Batch, Processor
 from llavakit.train import start, state
 from llavakit.train.optim import Optimizer, factor
 from llavakit.train.progress import MetricsFile, Progress, StepReport, plot, progress
@@ -151,7 +151,7 @@ def _begin(config: TrainConfig, resumed: Path | None, say: Callable[[str], None]
     model, processor = start.model_and_processor(config, resumed)
     rates = STAGES[config.stage].with_rows(config.rates).apply(model)
     start.place(model, rates, device=device, forward=dtype, frozen=config.frozen_dtype)
-    start.set_modes(model, rates, gradient_checkpointing=config.gradient_checkpointing)
+    start.set_modes(model, rates, device=device, forward=dtype, gradient_checkpointing=config.gradient_checkpointing)
     optimizer = Optimizer(model, rates, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas, clip=config.clip)
     loader = _loader(config, source, processor)
     steps = config.steps if config.steps is not None else config.epochs * loader.steps_per_epoch
@@ -249,7 +249,7 @@ def _update(run: _Run, window: Window, share: float) -> tuple[float | None, floa
             if learned_tokens(batch) == 0:
                 continue
             with torch.autocast(run.device.type, torch.bfloat16, enabled=run.dtype == torch.bfloat16):
-                output = run.model(batch.to(run.device, torch.float32))
+                output = run.model(_unmasked(batch).to(run.device, torch.float32))
             (output.loss_sum / window.learned).backward()
             total += output.loss_sum.detach()
     except torch.OutOfMemoryError as error:
@@ -262,6 +262,11 @@ def _update(run: _Run, window: Window, share: float) -> tuple[float | None, floa
     rate = run.optimizer.step(share) if finite else run.config.lr * share
     run.optimizer.forget_gradients()
     return (loss, norm, rate) if finite else (None, None, rate)
+
+
+def _unmasked(batch: Batch) -> Batch:
+    """The padding stands on the right, where causal attention never looks: without a mask the kernels are faster, the loss the same."""
+    return replace(batch, mask=torch.ones_like(batch.mask))
 
 
 def _out_of_memory(window: Window) -> TrainingError:

@@ -81,7 +81,8 @@ class Optimizer:
         for full, value in state.items():
             key, _, name = full.partition("/")
             found.setdefault(name, {})[key] = value
-        strange = sorted(set(found) - set(self._named)) + (sorted(set(self._named) - set(found)) if found else [])
+        # A parameter without a memory is one that no gradient has reached: the tower's layers after the one LLaVA reads.
+        strange = sorted(set(found) - set(self._named))
         strange += [n for n, entry in found.items() if n in self._named and entry["exp_avg"].shape != self._named[n].shape]
         if strange:
             raise CheckpointError(

@@ -24,6 +24,8 @@ from llavakit.model.projector import Projector
 from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES, Template
 from llavakit.train import state
+from llavakit.train.attention import use_fast_attention
+from llavakit.train.stages import STAGES
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 ROWS_ROUNDED_TO = 64  # spec 1.6: the embedding grows to a multiple of 64
@@ -43,6 +45,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     if config.start is not None and (config.tower is not None or config.decoder is not None):
         raise ConfigError("both a checkpoint and parts", code="bad_value", where="start", remedy="give start, or tower and decoder")
     template(config.template)
+    STAGES[config.stage].with_rows(config.rates)
     images = config.images if config.images is not None else config.data.parent
     resume = config.resume if config.resume in ("auto", "never") else str(Path(config.resume).absolute())
     paths = {
@@ -164,12 +167,16 @@ def place(model: Llava, rates: Mapping[str, float], *, device: torch.device, for
         buffer.data = buffer.data.to(device=device)
 
 
-def set_modes(model: Llava, rates: Mapping[str, float], *, gradient_checkpointing: bool) -> None:
-    """Training mode, except for a tower that does not learn; activations are kept or computed twice."""
+def set_modes(
+    model: Llava, rates: Mapping[str, float], *, device: torch.device, forward: torch.dtype, gradient_checkpointing: bool
+) -> None:
+    """Training mode, except for a tower that does not learn; activations kept or computed twice; the attention that is fastest here."""
     model.train()
     if not any(name.startswith("vision_tower.") for name in rates):
         model.vision_tower.eval()
     model.set_gradient_checkpointing(gradient_checkpointing)
+    if device.type == "cpu" and forward == torch.bfloat16:
+        use_fast_attention(model.language_model)
 
 
 def room(folder: Path) -> int:

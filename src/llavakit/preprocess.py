@@ -1,0 +1,192 @@
+"""From an RGB picture to what the vision tower sees (spec 2.1, 2.2). PIL and numpy; no torch.
+
+``Preprocess`` equals transformers' PIL processors (``LlavaImageProcessor`` with ``do_pad``, ``CLIPImageProcessor``) bit for bit, without
+building the padded square at full resolution. PIL resizes a square's columns first, then its rows, rounding to bytes in between, so:
+
+     wide image       columns first: nothing of the        then pad the rows    and resize them
+     +----------+     padding takes part                   +--+                 +--+
+     |          | --> +--+                             --> |  |             --> |  | S
+     +----------+     |  | h                               |  | w               +--+
+          w           +--+                                 +--+                  S
+                       S                                    S
+
+A tall image needs padding left and right before its columns are resized, but only as far as the filter reaches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from llavakit.errors import CheckpointError
+
+Floats = npt.NDArray[np.float32]
+
+_BICUBIC = PIL.Image.Resampling.BICUBIC
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """From an RGB picture to the tower's input (spec 2.1, 2.2).
+
+    ``aspect`` "pad": padded to a square with the mean colour (LLaVA-1.5). "square": scaled to the shorter edge and cropped at the centre
+    (LLaVA v1, stage 1 of 1.5, and llava-hf files that do not say ``do_pad``).
+    """
+
+    size: int = 336
+    aspect: Literal["square", "pad"] = "pad"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def views(self, image: PIL.Image.Image) -> Floats:
+        """The normalised views, (1, 3, size, size) float32."""
+        assert image.mode == "RGB", f"open_image gives RGB, this is {image.mode}"
+        square = self.square(image)
+        pixels = np.asarray(square).transpose(2, 0, 1)
+        views = np.empty((1, *pixels.shape), dtype=np.float32)
+        for plane, channel, levels in zip(views[0], pixels, self._levels(), strict=True):
+            np.take(levels, channel, out=plane, mode="clip")  # every index is a byte; "clip" spares a copy
+        return views
+
+    def square(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """The picture the tower sees before normalisation: RGB, size x size."""
+        width, height = image.size
+        if self.aspect == "square":
+            return _crop(image, self.size)
+        if width > height:
+            return _pad_wide(image, self.size, self.colour)
+        if height > width:
+            return _pad_tall(image, self.size, self.colour)
+        return image.resize((self.size, self.size), _BICUBIC)
+
+    @property
+    def colour(self) -> tuple[int, int, int]:
+        """The colour of the padding: the mean, (122, 116, 104) for CLIP."""
+        red, green, blue = (int(value * 255) for value in self.mean)
+        return red, green, blue
+
+    def _levels(self) -> Floats:
+        """(3, 256): the normalised value of each byte in each channel, by the arithmetic and precision of the reference."""
+        scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
+        levels: Floats = (scaled[None, :] - mean[:, None]) / std[:, None]
+        return levels
+
+    def to_hf(self) -> dict[str, Any]:
+        """The contents of llava-hf's preprocessor_config.json."""
+        return {
+            "image_processor_type": "LlavaImageProcessor",
+            "do_pad": self.aspect == "pad",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": self.size},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": self.size, "width": self.size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
+    @staticmethod
+    def from_hf(values: Mapping[str, Any]) -> Preprocess:
+        """From preprocessor_config.json. Padding is on only where it is asked for (spec 8, trap 2). Raises CheckpointError."""
+        where = "preprocessor_config.json"
+        size = _side(values.get("crop_size", 224))
+        kind = str(values.get("image_processor_type", "LlavaImageProcessor"))
+        pads = bool(values.get("do_pad", False)) and kind.startswith("LlavaImageProcessor")
+        resize = values.get("size", size)
+        squashes = isinstance(resize, Mapping) and bool(resize.get("height")) and not pads  # both edges at once, nothing to crop
+        unlike = [
+            name
+            for name, wanted in (
+                ("size", _side(resize) == size and not squashes),
+                ("crop_size", size > 0),
+                ("resample", values.get("resample", 3) == 3),
+                ("rescale_factor", abs(values.get("rescale_factor", 1 / 255) - 1 / 255) < 1e-9),
+                *((flag, values.get(flag, True) is True) for flag in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")),
+                ("image_processor_type", kind.startswith(("LlavaImageProcessor", "CLIPImageProcessor", "CLIPFeatureExtractor"))),
+            )
+            if not wanted
+        ]
+        if unlike:
+            raise CheckpointError(
+                f"{', '.join(unlike)} do not describe CLIP's preprocessing",
+                code="preprocess_not_supported",
+                where=where,
+                remedy="LLaVA resizes bicubically to the shortest edge, crops a square of that size, rescales and normalises",
+            )
+        mean, std = tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD))
+        return Preprocess(size=size, aspect="pad" if pads else "square", mean=mean, std=std)
+
+
+def _side(value: Any) -> int:
+    """A size as llava-hf files write it: 336, {"shortest_edge": 336} or {"height": 336, "width": 336}; 0 for anything else."""
+    if isinstance(value, int):
+        return value
+    sides = {name: side for name, side in value.items() if side is not None}
+    known = set(sides) in ({"shortest_edge"}, {"height", "width"}) and len(set(sides.values())) == 1
+    return int(next(iter(sides.values()))) if known else 0
+
+
+def _pad_wide(image: PIL.Image.Image, size: int, colour: tuple[int, int, int]) -> PIL.Image.Image:
+    """Columns, then padding, then rows: see the drawing above. Exact, because a row of padding resizes to itself."""
+    width, height = image.size
+    narrow = PIL.Image.new("RGB", (size, width), colour)
+    narrow.paste(image.resize((size, height), _BICUBIC), (0, (width - height) // 2))
+    return narrow.resize((size, size), _BICUBIC)
+
+
+def _pad_tall(image: PIL.Image.Image, size: int, colour: tuple[int, int, int]) -> PIL.Image.Image:
+    """Resize only the columns the image reaches; the others hold padding alone.
+
+    The columns are bounded by multiples of ``step``, the odd part of ``size``, where the bounds in source pixels (column * height / size)
+    have no digits that the filter's 32-bit bounds would lose: the result is exact. For very tall images that would widen
+    the source too much, so there ``step`` is 1 and a level may differ by one.
+    """
+    width, height = image.size
+    left = (height - width) // 2
+    scale = height / size
+    reach = 2 * max(scale, 1.0) + 1  # the filter's support, and one pixel for rounding
+    step = size // (size & -size)
+    step = step if step * scale <= width else 1
+    first = max(0, math.floor((left - reach) / scale) // step * step)
+    last = min(size, math.ceil(math.ceil((left + width + reach) / scale) / step) * step)
+    start = max(0, math.floor(first * scale - reach))
+    stop = min(height, math.ceil(last * scale + reach))
+    canvas = PIL.Image.new("RGB", (stop - start, height), colour)
+    canvas.paste(image, (left - start, 0))
+    box = (first * height / size - start, 0, last * height / size - start, height)
+    columns = canvas.resize((last - first, height), _BICUBIC, box=box)
+    square = PIL.Image.new("RGB", (size, size), colour)
+    square.paste(columns.resize((last - first, size), _BICUBIC), (first, 0))
+    return square
+
+
+def _crop(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
+    """CLIP: the shorter edge to ``size``, the longer in proportion (rounded down), then the centre.
+
+    Where the scaled image would be more than 64 squares long only its centre is computed; a level may then differ by one.
+    """
+    width, height = image.size
+    long = int(size * max(width, height) / min(width, height))
+    start = (long - size) // 2
+    if long > 64 * size:
+        scale = max(width, height) / long
+        low, high = start * scale, (start + size) * scale
+        if width > height:
+            return image.resize((size, height), _BICUBIC, box=(low, 0, high, height)).resize((size, size), _BICUBIC)
+        return image.resize((size, height), _BICUBIC).resize((size, size), _BICUBIC, box=(0, low, size, high))
+    if width > height:
+        return image.resize((long, size), _BICUBIC).crop((start, 0, start + size, size))
+    return image.resize((size, long), _BICUBIC).crop((0, start, size, start + size))
