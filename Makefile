@@ -31,6 +31,7 @@ fix: $(VENV)/.installed-dev
 	$(BIN)/ruff format $(SOURCES)
 
 bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/llava scenes score
 
 clean:

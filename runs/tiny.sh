@@ -21,7 +21,7 @@ step "3 decoder: text only"
 [ -f "$out/decoder/model.safetensors" ] || llava miniature decoder out="$out/decoder" tokenizer="$out/tokenizer"
 
 step "4 scenes"
-[ -f "$out/scenes/benchmark.jsonl" ] || llava scenes export "$out/scenes" --count 48000 --split train
+[ -f "$out/scenes/benchmark.jsonl" ] || llava scenes export "$out/scenes" --count 40000 --split train
 
 step "5 stage 1: the projector alone"
 llava train pretrain tower="$out/tower" decoder="$out/decoder" data="$out/scenes/pretrain.json" images="$out/scenes/images" \

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,11 @@ PACKAGE = ROOT / "src" / "llavakit"
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 CODE = sorted(chain.from_iterable((ROOT / folder).rglob("*.py") for folder in ("src", "tests", "benchmarks")))
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "PIL", "safetensors", "huggingface_hub", "pydantic", "yaml")
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def module_name(path: Path) -> str:
@@ -53,7 +59,7 @@ def sideways() -> set[tuple[str, str]]:
 
 def imported(path: Path, *, only_on_import: bool = False) -> Iterator[str]:
     """The modules of this package that a file imports; ``only_on_import`` leaves out functions and TYPE_CHECKING."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     for node in _on_import(tree) if only_on_import else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "llavakit")
@@ -107,16 +113,16 @@ def test_there_is_no_circle() -> None:
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_fit_a_screen_or_few(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") < 400, f"{text.count(chr(10))} lines"
-    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    long = {node.name: lines for node in functions if (lines := (node.end_lineno or 0) - node.lineno + 1) >= 60}
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= 400
+    functions = (node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    long = {node.name: length for node in functions if (length := (node.end_lineno or 0) - node.lineno + 1) > 60}
     assert not long
 
 
 @pytest.mark.parametrize("path", MODULES.values(), ids=list(MODULES))
 def test_every_module_says_what_it_is(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert ast.get_docstring(parsed(path))
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -96,13 +96,13 @@ def test_files_say_what_we_mean() -> None:
         assert Preprocess.from_hf(preprocess.to_hf()) == preprocess
 
 
+SQUARE = {"height": 336, "width": 336}
+
+
 @pytest.mark.parametrize(
     ("values", "aspect"),
     [
-        (
-            {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
-            "square",
-        ),
+        ({"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 336}, "crop_size": SQUARE}, "square"),
         ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 336, "crop_size": 336, "resample": 3}, "square"),
         ({"image_processor_type": "LlavaImageProcessorFast", "do_pad": True, "size": SQUARE, "crop_size": SQUARE}, "pad"),
         ({"image_processor_type": "CLIPImageProcessor", "do_pad": True, "crop_size": 336}, "square"),  # transformers' CLIP never pads

@@ -47,7 +47,7 @@ class DecoderConfig:
     """width of the gated feed-forward layers"""
     positions: int = 1024
     """longest sequence in tokens"""
-    steps: int = 1500
+    steps: int = 600
     """optimizer steps"""
     batch: int = 32
     """conversations a step"""
@@ -57,7 +57,7 @@ class DecoderConfig:
     """peak learning rate (AdamW, cosine)"""
     weight_decay: float = 0.05
     """weight decay"""
-    warmup: int = 150
+    warmup: int = 60
     """steps of linear warm-up"""
     prose_weight: float = 0.3
     """weight of the text that is not an answer"""

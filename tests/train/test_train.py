@@ -1,0 +1,228 @@
+"""Laws of ``train``: what a stage changes, what a step computes, what a run starts from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from weights import equal, weights
+
+from llavakit.checkpoint import store
+from llavakit.config import TrainConfig
+from llavakit.errors import CheckpointError, ConfigError, LlavaError, TrainingError
+from llavakit.train import loop, start, state
+from llavakit.train.loop import train
+from llavakit.train.optim import Optimizer, factor
+from llavakit.train.progress import read_metrics
+from llavakit.train.stages import STAGES, Stage
+
+# ---- stages
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_step_changes_exactly_what_the_stage_declares(stage: str, request: pytest.FixtureRequest, tiny_model_dir: Path) -> None:
+    outcome = train(replace(request.getfixturevalue(stage), steps=1, batch_size=12, weight_decay=0.1))
+    before, after = weights(tiny_model_dir), weights(outcome.checkpoint)
+    learned = {name for name in before if STAGES[stage].rate(name) is not None}
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == learned
+    assert {name.split(".")[0] for name in changed} == {"multi_modal_projector", *(["language_model"] if stage == "finetune" else [])}
+
+
+def test_the_first_row_that_matches_wins() -> None:
+    stage = Stage(name="own", table=((r"a\.bias", None), (r"a\..*", 0.5), (r".*", 1.0)))
+    assert [stage.rate(name) for name in ("a.bias", "a.weight", "b")] == [None, 0.5, 1.0]
+    assert stage.with_rows(((r"b", None),)).rate("b") is None
+
+
+def test_a_name_that_no_row_matches_is_an_error() -> None:
+    with pytest.raises(TrainingError) as caught:
+        STAGES["finetune"].rate("image_newline")
+    assert caught.value.code == "unmatched_parameter"
+    assert caught.value.where == "image_newline"
+
+
+def test_patterns_match_whole_names() -> None:
+    with pytest.raises(TrainingError):
+        STAGES["finetune"].rate("old_vision_tower.weight")
+
+
+def test_a_stage_must_leave_something_to_learn() -> None:
+    with pytest.raises(TrainingError) as caught:
+        Stage(name="own", table=((".*", None),)).apply(nn.Linear(2, 2))
+    assert caught.value.code == "nothing_learns"
+
+
+def test_own_rows_reach_the_run(finetune: TrainConfig, tiny_model_dir: Path) -> None:
+    outcome = train(replace(finetune, steps=1, rates=((r"language_model\..*", None), (r"vision_tower\..*", 1.0))))
+    before, after = weights(tiny_model_dir), weights(outcome)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"vision_tower", "multi_modal_projector"}
+    with pytest.raises(ConfigError) as caught:
+        train(replace(finetune, rates=(("(", None),)))
+    assert caught.value.where == "rates"
+
+
+# ---- the optimizer
+
+
+@given(steps=st.integers(1, 400), warmup=st.floats(0, 1))
+def test_the_rate_climbs_then_falls_to_nothing(steps: int, warmup: float) -> None:
+    shares = [factor(step, steps=steps, warmup=warmup) for step in range(steps)]
+    climb = math.ceil(warmup * steps)
+    assert all(0 < share <= 1 for share in shares)
+    assert shares[:climb] == sorted(shares[:climb])
+    assert shares[climb:] == sorted(shares[climb:], reverse=True)
+    assert max(shares) == 1.0
+    assert factor(steps, steps=steps, warmup=min(warmup, 0.9)) < 1e-9 or climb == steps
+
+
+def test_the_cosine_is_the_originals() -> None:
+    """100 steps at ratio 0.03: transformers' get_cosine_schedule_with_warmup gives these from step 3 on."""
+    for step in (3, 10, 50, 99):
+        assert factor(step, steps=100, warmup=0.03) == pytest.approx(0.5 * (1 + math.cos(math.pi * (step - 3) / 97)))
+    assert [factor(step, steps=100, warmup=0.03) for step in range(3)] == pytest.approx([1 / 3, 2 / 3, 1.0])
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    optimizer = Optimizer(module, {n: 1.0 for n, _ in module.named_parameters()}, lr=0.1, weight_decay=0.5, betas=(0.9, 0.999), clip=0)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(1.0)
+    changed = {name for name, parameter in module.named_parameters() if not torch.equal(before[name], parameter)}
+    assert changed == {"0.weight"}
+    assert torch.allclose(module[0].weight, before["0.weight"] * (1 - 0.1 * 0.5))
+
+
+def test_rates_multiply_the_learning_rate_and_only_the_learned_have_a_memory() -> None:
+    module = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False), "c": nn.Linear(2, 2, bias=False)})
+    optimizer = Optimizer(module, {"a.weight": 1.0, "b.weight": 0.1}, lr=0.01, weight_decay=0, betas=(0.9, 0.999), clip=0)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert optimizer.step(0.5) == 0.005
+    moved = {name: float((before[name] - parameter.detach()).mean()) for name, parameter in module.named_parameters()}
+    assert moved == pytest.approx({"a.weight": 0.005, "b.weight": 0.0005, "c.weight": 0.0}, rel=1e-4)
+    assert {name.partition("/")[2] for name in optimizer.state()} == {"a.weight", "b.weight"}
+
+
+def test_another_stages_memory_is_refused() -> None:
+    module = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
+    made = [Optimizer(module, {name: 1.0}, lr=0.01, weight_decay=0, betas=(0.9, 0.999), clip=0) for name in ("a.weight", "b.weight")]
+    module["a"].weight.grad = torch.ones(2, 2)
+    made[0].step(1.0)
+    with pytest.raises(CheckpointError) as caught:
+        made[1].restore(made[0].state())
+    assert caught.value.code == "optimizer_mismatch"
+
+
+# ---- what a step computes
+
+
+def test_accumulation_is_one_large_batch(finetune: TrainConfig) -> None:
+    """Sums over learned tokens, divided once over the window: the split into batches changes nothing but rounding."""
+    runs = {}
+    for size, times in ((12, 1), (4, 3), (5, 3)):
+        config = replace(finetune, batch_size=size, accumulation=times, steps=1, clip=0, out=finetune.out / str(size))
+        train(config)
+        runs[size] = read_metrics(config.out)[0]
+    assert runs[4]["samples"] == runs[12]["samples"] == 12
+    assert runs[4]["learned"] == runs[12]["learned"]
+    for name in ("loss", "grad_norm"):
+        assert runs[4][name] == pytest.approx(runs[12][name], rel=1e-5)
+        assert runs[5][name] == pytest.approx(runs[12][name], rel=1e-5)
+
+
+def test_the_loss_is_the_mean_over_the_replies(finetune: TrainConfig, tiny_model_dir: Path) -> None:
+    """Against plain cross entropy over full logits of the same window, computed here."""
+    config = start.settled(replace(finetune, steps=1, batch_size=12, accumulation=1))
+    model, processor = start.model_and_processor(config, None)
+    source = loop.read_llava(config.data, image_root=config.images)
+    (batch,) = next(iter(loop.Loader(source, processor, batch_size=12, seed=config.seed))).batches
+    with torch.no_grad():
+        logits = model(batch, full_logits=True).logits
+    expected = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten(), ignore_index=-100)
+    train(config)
+    assert read_metrics(config.out)[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_few_steps_learn_the_colours(finetune: TrainConfig) -> None:
+    train(replace(finetune, steps=40, batch_size=12, accumulation=1, lr=3e-3, warmup=0.1))
+    losses = [line["loss"] for line in read_metrics(finetune.out)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_gradient_checkpointing_changes_memory_not_numbers(finetune: TrainConfig) -> None:
+    outcomes = [train(replace(finetune, gradient_checkpointing=flag, out=finetune.out / str(flag), steps=2)) for flag in (False, True)]
+    assert equal(weights(outcomes[0]), weights(outcomes[1]))
+
+
+def test_bf16_keeps_fp32_masters_and_leaves_frozen_weights_alone(pretrain: TrainConfig, tiny_model_dir: Path) -> None:
+    outcome = train(replace(pretrain, dtype="bf16", frozen_dtype="bf16", steps=1))
+    model, _ = start.model_and_processor(start.settled(pretrain), outcome.checkpoint)
+    before = weights(tiny_model_dir)
+    for name, parameter in model.named_parameters():
+        if name.startswith("multi_modal_projector"):
+            assert parameter.dtype == torch.float32
+            assert not torch.equal(parameter, parameter.to(torch.bfloat16).float()), "a master that bf16 can hold is no master"
+        else:
+            assert torch.equal(parameter.float(), before[name].to(torch.bfloat16).float())
+
+
+# ---- starting
+
+
+def test_stage_one_joins_two_models_by_an_untrained_projector(
+    pretrain: TrainConfig, finetune: TrainConfig, parts: tuple[Path, Path]
+) -> None:
+    tower, decoder = parts
+    config = replace(pretrain, start=None, tower=tower, decoder=decoder, steps=2)
+    outcome = train(config)
+    model, processor = store.load(outcome.checkpoint)
+    assert model.config.image_token_id == processor.image_token_id == processor.tokenizer.convert_tokens_to_ids("<image>")
+    second = train(replace(finetune, start=outcome.checkpoint, out=finetune.out.parent / "two", steps=1))
+    assert second.step == 1
+    again = train(replace(config, out=finetune.out.parent / "again"))
+    assert equal(weights(outcome), weights(again))
+
+
+@pytest.fixture
+def parts(tiny_model_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The tiny model taken apart: a CLIP folder, and a decoder folder whose tokenizer knows no image token."""
+    from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
+
+    model, processor = store.load(tiny_model_dir)
+    tower, decoder = tmp_path / "tower", tmp_path / "decoder"
+    torch.manual_seed(1)
+    CLIPVisionModel(CLIPVisionConfig(**dict(model.config.vision))).save_pretrained(tower)
+    AutoModelForCausalLM.from_config(model.language_model.config).save_pretrained(decoder)
+    processor.tokenizer.save_pretrained(decoder)
+    return tower, decoder
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "where"),
+    [
+        ({"data": None}, "missing_option", "data"),
+        ({"start": None}, "missing_option", "start"),
+        ({"tower": Path("x")}, "bad_value", "start"),
+        ({"template": "vicuna"}, "bad_value", "template"),
+        ({"start": Path("/nowhere")}, None, ""),
+        ({"data": Path("/nowhere.json")}, "bad_file", "/nowhere.json"),
+    ],
+)
+def test_a_run_that_cannot_start_says_so(changes: dict[str, Any], code: str | None, where: str, finetune: TrainConfig) -> None:
+    with pytest.raises(LlavaError) as caught:
+        train(replace(finetune, **changes))
+    assert code in (None, caught.value.code)
+    assert where in caught.value.where
+    assert state.checkpoints(finetune.out) == []
