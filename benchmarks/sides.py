@@ -21,6 +21,7 @@ from transformers import AutoProcessor, DynamicCache, LlavaForConditionalGenerat
 
 from llavakit.assistant import Assistant
 from llavakit.images import open_image
+from llavakit.model.cpu import CpuLinear
 from llavakit.model.generation import Past, decode_one, stream
 from llavakit.types import Conversation, Image, Sampling, assistant, user
 
@@ -90,6 +91,11 @@ class Ours:
             for _ in range(count):
                 tokens = decode_one(model, tokens, past).argmax(-1)
         return (time.perf_counter() - start) / count
+
+    def packed_bytes(self) -> int:
+        """Memory of the second copies that ``accelerate_cpu`` keeps."""
+        linears = (module for module in self.assistant.model.modules() if isinstance(module, CpuLinear))
+        return sum(module.weight.nbytes for module in linears if module.keep_packed)
 
     def ids(self, jpeg: bytes, number: int) -> Tensor:
         """The prompt's tokens."""

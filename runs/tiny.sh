@@ -25,11 +25,11 @@ step "4 scenes"
 
 step "5 stage 1: the projector alone"
 llava train pretrain tower="$out/tower" decoder="$out/decoder" data="$out/scenes/pretrain.json" images="$out/scenes/images" \
-  aspect=pad out="$out/pretrain" batch_size=64 accumulation=1 steps=400 lr=2e-3
+  aspect=pad out="$out/pretrain" batch_size=64 accumulation=1 steps=250 lr=2e-3 workers=1
 
 step "6 stage 2: projector and decoder"
-llava train finetune start="$out/pretrain/step-400" data="$out/scenes/finetune.json" images="$out/scenes/images" \
-  out="$out/finetune" batch_size=32 accumulation=1 steps=2200 lr=1e-3
+llava train finetune start="$out/pretrain/step-250" data="$out/scenes/finetune.json" images="$out/scenes/images" \
+  out="$out/finetune" batch_size=32 accumulation=1 steps=2000 lr=1e-3 workers=1 group=8 save_every=500
 
 step "7 score"
-llava scenes score --model "$out/finetune/step-2200"
+llava scenes score --model "$out/finetune/step-2000"

@@ -7,6 +7,7 @@ import logging
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from llavakit.errors import CheckpointError
 from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig
 
-SHARD = "model-00002-of-00009.safetensors"
 QUIET = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -34,9 +34,8 @@ def folder(tiny_model_dir: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sharded(tiny_model_dir: Path, tmp_path: Path) -> Path:
-    model, processor = store.load(tiny_model_dir, dtype="stored")
-    store.save(model, processor, tmp_path / "sharded", max_shard_bytes=60_000)
+def sharded(tokenizer: Any, tmp_path: Path) -> Path:
+    store.save(Llava(tiny_config(tokenizer)), tiny_processor(tokenizer), tmp_path / "sharded", max_shard_bytes=60_000)
     return tmp_path / "sharded"
 
 
@@ -69,6 +68,13 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> 
     tensors = load_file(folder / files.SINGLE)
     change(tensors)
     save_file(tensors, folder / files.SINGLE)
+
+
+def same(found: Llava, expected: Llava) -> None:
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for name, value in found.state_dict().items():
+        assert value.dtype == expected.state_dict()[name].dtype, name
+        assert torch.equal(value, expected.state_dict()[name]), name
 
 
 # C1
@@ -109,22 +115,31 @@ def test_an_index_that_promises_what_its_files_do_not_hold(sharded: Path) -> Non
 
 @QUIET
 @given(data=st.data())
-def test_a_truncated_or_altered_file_is_named_or_harmless(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
-    """Any prefix is refused; any flipped byte of the header is refused or changes nothing that matters, never another exception."""
+def test_any_prefix_of_a_file_is_refused_by_name(tiny_model_dir: Path, tmp_path: Path, data: Any) -> None:
     whole = (tiny_model_dir / files.SINGLE).read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
-    folder = Path(shutil.copytree(tiny_model_dir, tmp_path_factory.mktemp("cut") / "model"))
     length = data.draw(st.one_of(st.integers(1, header + 100), st.integers(1, len(whole) - 1)))
-    (folder / files.SINGLE).write_bytes(whole[:length])
-    refused(folder, "damaged_file", files.SINGLE)
-    at = data.draw(st.integers(0, header - 1))
-    altered = bytearray(whole)
-    altered[at] = data.draw(st.integers(0, 255))
-    (folder / files.SINGLE).write_bytes(altered)
-    try:
-        store.load(folder)
-    except CheckpointError as error:
-        assert error.code in ("damaged_file", "weights_mismatch", "non_finite")
+    (tmp_path / files.SINGLE).write_bytes(whole[:length])
+    with pytest.raises(CheckpointError) as caught:
+        files.tensors(tmp_path, allow_pickle=False)
+    assert caught.value.code == "damaged_file"
+    assert files.SINGLE in str(caught.value)
+
+
+@QUIET
+@given(data=st.data())
+def test_any_altered_byte_of_a_header_is_refused_or_harmless(tokenizer: Any, tiny_model_dir: Path, tmp_path: Path, data: Any) -> None:
+    """No other exception, and never a tensor that reaches out of its file."""
+    altered = bytearray((tiny_model_dir / files.SINGLE).read_bytes())
+    header = 8 + int.from_bytes(altered[:8], "little")
+    altered[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / files.SINGLE).write_bytes(altered)
+    model = weights.build(tiny_config(tokenizer))
+    with suppress(CheckpointError):
+        plan = weights.match(files.tensors(tmp_path, allow_pickle=False), model, where="here")
+        kinds = dtypes.dtypes(plan, "fp32", torch.device("cpu"))
+        weights.read(model, plan, kinds, torch.device("cpu"))
+        assert all(value.dtype == torch.float32 for value in model.state_dict().values())
 
 
 @pytest.mark.usefixtures("no_memory")
@@ -148,22 +163,26 @@ def test_a_config_that_is_none(folder: Path, content: bytes) -> None:
 
 
 json_values = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 99), st.floats(allow_nan=False), st.text(max_size=5), st.lists(st.integers(), max_size=2), st.just({})
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 99),
+    st.floats(allow_nan=False),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.just({}),
 )
 
 
 @QUIET
 @given(path=st.sampled_from([(), ("text_config",), ("vision_config",)]), value=json_values, data=st.data())
-def test_any_wrong_value_in_a_config_is_a_checkpoint_error(tokenizer: Any, path: tuple[str, ...], value: Any, data: Any) -> None:
+def test_any_wrong_value_in_a_config_is_a_checkpoint_error_or_fits(tokenizer: Any, path: tuple[str, ...], value: Any, data: Any) -> None:
     fields = json.loads(json.dumps(tiny_config(tokenizer).to_hf()))
     inner = fields
     for step in path:
         inner = inner[step]
     inner[data.draw(st.sampled_from(sorted(inner)))] = value
-    try:
+    with suppress(CheckpointError):
         weights.build(ModelConfig.from_hf(fields))
-    except CheckpointError as error:
-        assert error.code in ("bad_config", "unsupported_model")
 
 
 # C3
@@ -304,14 +323,18 @@ def test_a_mixture_of_types_is_reported_and_becomes_one_unless_it_is_kept(folder
 # C9
 
 
-@QUIET
-@given(name=st.sampled_from(["../out.safetensors", "/etc/passwd", "a/b", "a\\b", "..", ".", "", "C:x", "x\0y", "./model.safetensors"]))
-@pytest.mark.usefixtures("no_memory")
-def test_an_index_cannot_lead_out_of_its_folder(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
-    folder = Path(shutil.copytree(tiny_model_dir, tmp_path_factory.mktemp("out") / "model"))
-    shutil.copy(folder / files.SINGLE, folder.parent / "out.safetensors")
-    (folder / files.INDEX).write_text(json.dumps({"weight_map": {"language_model.lm_head.weight": name}}))
-    refused(folder, "unsafe_path", files.INDEX)
+@pytest.mark.parametrize(
+    "name",
+    ["../out.safetensors", "/etc/passwd", "a/b", "a\\b", "..", ".", "", "C:x", "x\0y", "./model.safetensors", "sub/../model.safetensors"],
+)
+def test_an_index_cannot_lead_out_of_its_folder(tiny_model_dir: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "model").mkdir()
+    for place in (tmp_path / "out.safetensors", tmp_path / "model" / files.SINGLE):
+        shutil.copy(tiny_model_dir / files.SINGLE, place)
+    (tmp_path / "model" / files.INDEX).write_text(json.dumps({"weight_map": {"language_model.lm_head.weight": name}}))
+    with pytest.raises(CheckpointError) as caught:
+        files.tensors(tmp_path / "model", allow_pickle=False)
+    assert caught.value.code == "unsafe_path"
 
 
 @pytest.mark.usefixtures("no_memory")
@@ -330,72 +353,3 @@ def test_links_within_the_folder_and_in_the_hubs_cache_are_followed(tiny_model_d
     for path in blobs.iterdir():
         (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
     same(store.load(snapshot, dtype="stored")[0], store.load(tiny_model_dir, dtype="stored")[0])
-
-
-# types
-
-
-def same(found: Llava, expected: Llava) -> None:
-    assert found.state_dict().keys() == expected.state_dict().keys()
-    for name, value in found.state_dict().items():
-        assert value.dtype == expected.state_dict()[name].dtype, name
-        assert torch.equal(value, expected.state_dict()[name]), name
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_the_type_is_one_the_device_is_fast_in(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    monkeypatch.setattr(dtypes, "cpu_has_bf16", lambda: fast)
-    half = torch.bfloat16 if fast else torch.float32
-    assert [store.choose_dtype(stored, "cpu") for stored in (torch.float16, torch.bfloat16, torch.float32, torch.float64)] == [
-        half,
-        half,
-        torch.float32,
-        torch.float32,
-    ]
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: fast)
-    assert store.choose_dtype(torch.float16, "cuda") == torch.float16
-    assert store.choose_dtype(torch.bfloat16, "cuda") == half
-
-
-@pytest.mark.parametrize("stored", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("asked", ["fp32", "bf16", "fp16", torch.bfloat16])
-def test_every_type_loads_as_every_other_as_torch_converts_it(folder: Path, tmp_path: Path, stored: str, asked: Any) -> None:
-    model, processor = store.load(folder)
-    store.save(model, processor, tmp_path / "typed", dtype=dtypes.DTYPES[stored])
-    kind = asked if isinstance(asked, torch.dtype) else dtypes.DTYPES[asked]
-    found, _ = store.load(tmp_path / "typed", dtype=asked)
-    for name, value in found.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name].to(dtypes.DTYPES[stored]).to(kind)), name
-    assert found.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
-    refused(tmp_path / "typed", "bad_dtype", "int4", dtype="int4")
-
-
-def test_pieces_join_to_the_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights longer than a piece, and no multiple of it, as all large ones are."""
-    expected, _ = store.load(folder, dtype="bf16")
-    monkeypatch.setattr(files, "_PIECE", 37)
-    same(store.load(folder, dtype="bf16")[0], expected)
-
-
-def tied(tokenizer: Any) -> Llava:
-    return Llava(tiny_config(tokenizer, text={**tiny_config(tokenizer).text, "tie_word_embeddings": True}))
-
-
-def test_tied_weights_are_stored_once_and_loaded_as_one(tokenizer: Any, tmp_path: Path) -> None:
-    model = tied(tokenizer)
-    store.save(model, tiny_processor(tokenizer), tmp_path / "tied")
-    head, table = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
-    assert head not in load_file(tmp_path / "tied" / files.SINGLE)
-
-    def check() -> None:
-        found = store.load(tmp_path / "tied", dtype="stored")[0]
-        same(found, model)
-        assert found.language_model.get_output_embeddings().weight is found.language_model.get_input_embeddings().weight
-
-    check()
-    change_weights(tmp_path / "tied", lambda tensors: tensors.update({head: tensors[table].clone()}))
-    check()
-    change_weights(tmp_path / "tied", lambda tensors: tensors.pop(table))
-    check()
-    change_weights(tmp_path / "tied", lambda tensors: tensors.update({table: tensors[head] + 1}))
-    refused(tmp_path / "tied", "tied_weights_differ", head, table)

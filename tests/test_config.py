@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavakit import config as options
@@ -51,6 +51,7 @@ outers = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(value=outers)
 def test_yaml_gives_every_value_back(value: Outer, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("config") / "config.yaml"
@@ -58,6 +59,7 @@ def test_yaml_gives_every_value_back(value: Outer, tmp_path_factory: pytest.Temp
     assert options.load(Outer(), path) == value
 
 
+@settings(deadline=None)
 @given(
     rate=finite, limit=st.none() | st.integers(), pair=st.tuples(finite, finite), on=st.booleans(), mode=st.sampled_from(["fast", "slow"])
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
@@ -183,6 +183,7 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
 # ---- order
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 200), size=st.integers(1, 16), seed=st.integers(0, 2**32), epoch=st.integers(0, 5), group=st.integers(0, 4))
 def test_an_epoch_holds_every_sample_once(count: int, size: int, seed: int, epoch: int, group: int) -> None:
     lengths = [(i % 3 == 0, (i * 37) % 11) for i in range(count)]

@@ -177,8 +177,8 @@ def test_coco_instances_lie_in_their_pictures(folder: Path) -> None:
         image = images[note["image_id"]]
         assert w > 0
         assert h > 0
-        assert 0 <= x
-        assert 0 <= y
+        assert x >= 0
+        assert y >= 0
         assert x + w <= image["width"]
         assert y + h <= image["height"]
         assert note["area"] == w * h

@@ -84,6 +84,7 @@ class Processor:
         image_pieces: Literal["hf", "original"] = "hf",
         class_token: bool = False,
         limits: Limits = LIMITS,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.tokenizer = tokenizer
         self.preprocess = preprocess
@@ -95,7 +96,7 @@ class Processor:
         self.grid = Grid.single(preprocess.size, patch_size, class_token=class_token)
         self._pieces = Pieces(tokenizer, image_token)
         self.template = self._pieces.known_end(template)
-        self._cache = ViewCache(CACHE_BYTES)
+        self.cache = ViewCache(cache_bytes)
         if image_token not in self._pieces.controls:
             raise CheckpointError(
                 f"the tokenizer has no special token {image_token}",
@@ -171,7 +172,7 @@ class Processor:
         made: list[Floats] = []
         for image in images:
             make = partial(self._make_views, image)
-            made.append(self._cache.get(digest(image, self.limits), make) if keep else make())
+            made.append(self.cache.get(digest(image, self.limits), make) if keep else make())
         size = self.preprocess.size
         return torch.from_numpy(np.concatenate(made)) if made else torch.zeros(0, 3, size, size)
 

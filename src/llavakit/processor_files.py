@@ -128,7 +128,7 @@ def _renders(chat_template: str, template: Template, tokenizer: Any) -> bool:
 
 def _written(template: Template) -> Iterator[tuple[Conversation, str]]:
     pixel = Image(Pixels(width=1, height=1, rgb=bytes(3)))
-    first = user(pixel, Text("\nWhat?"))
+    first = user(pixel, Text("What?"))  # no line break of its own: published templates write it
     for probe in (
         Conversation((first,)),
         Conversation((user("Why?"),)),
@@ -142,18 +142,14 @@ def _written(template: Template) -> Iterator[tuple[Conversation, str]]:
 
 
 def to_hf_messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """The conversation as transformers' chat templates take it. A picture's own line is left to the template."""
-    messages = []
-    for message in conversation.messages:
-        content: list[dict[str, str]] = []
-        for part in message.parts:
-            if isinstance(part, Image):
-                content.append({"type": "image"})
-            else:
-                after_picture = bool(content) and content[-1]["type"] == "image"
-                content.append({"type": "text", "text": part.text.removeprefix("\n") if after_picture else part.text})
-        messages.append({"role": message.role, "content": content})
-    return messages
+    """The conversation as transformers' chat templates take it, part by part."""
+    return [
+        {
+            "role": message.role,
+            "content": [{"type": "image"} if isinstance(part, Image) else {"type": "text", "text": part.text} for part in message.parts],
+        }
+        for message in conversation.messages
+    ]
 
 
 def _chat_template(folder: Path, processor: Mapping[str, Any]) -> str | None:

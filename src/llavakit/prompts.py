@@ -197,7 +197,7 @@ def _images_first(message: Message) -> tuple[Part, ...]:
 
 def _quoted(text: str) -> str:
     """A Jinja string literal."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
     return f"'{escaped}'"
 
 

@@ -194,8 +194,8 @@ def test_the_first_turn_of_a_chat_is_what_ask_says(llava: Llava, asked: Llava, t
 
 
 def test_an_error_in_a_turn_does_not_end_the_chat(llava: Llava, tiny_model_dir: Path) -> None:
-    lines = "/image nowhere.jpg\n/fly\na\0b\n" + "x y " * 20_000 + "\nHello.\n"
-    done = llava("chat", "--model", tiny_model_dir, "--max-tokens", 3, stdin=lines.encode())
+    lines = b"/image nowhere.jpg\n/fly\na\0b\n/image a\0b\ncaf\xe9\n" + b"x y " * 20_000 + b"\nHello.\n"
+    done = llava("chat", "--model", tiny_model_dir, "--max-tokens", 3, stdin=lines)
     assert done.code == 1  # a script learns that turns failed
-    assert [line.split(" ")[0] for line in done.err.splitlines()] == ["error:", "no", "error:", "error:"]
+    assert [line.split(" ")[0] for line in done.err.splitlines()] == ["error:", "no", *["error:"] * 4]
     assert done.out == llava("ask", "--model", tiny_model_dir, "--max-tokens", 3, "Hello.").out

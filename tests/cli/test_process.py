@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ LLAVA = [sys.executable, "-m", "llavakit"]
 
 def run(*words: object, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[bytes]:
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    return subprocess.run([*LLAVA, *map(str, words)], capture_output=True, timeout=120, env=kept | (env or {}), **options)
+    return subprocess.run([*LLAVA, *map(str, words)], capture_output=True, timeout=300, env=kept | (env or {}), **options)
 
 
 def test_help_is_instant() -> None:
@@ -39,16 +38,26 @@ def test_a_reader_that_goes_away_is_no_error(tiny_model_dir: Path) -> None:
         process = subprocess.Popen([*LLAVA, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.close()
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (border.PIPE_CLOSED, b"")
 
 
 def test_ctrl_c_is_130_without_a_trace() -> None:
     process = subprocess.Popen([*LLAVA, "ask", "-", "What is this?"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    time.sleep(3)  # by now it waits for the picture
+    assert process.stdin is not None
+    process.stdin.write(bytes(1 << 20))  # more than a pipe holds: when this returns, the picture is being read
+    process.stdin.flush()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
+
+
+def test_a_full_disk_is_said_once() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*LLAVA, "train", "pretrain", "--options"], stdout=full, stderr=subprocess.PIPE, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: no space left")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_a_terminal_of_few_letters_shows_question_marks(tiny_model_dir: Path) -> None:

@@ -94,6 +94,8 @@ def image(name: str) -> Image:
         return Image(options.read_stdin())
     if "://" in name:
         raise ConfigError("an address, not a file", code="not_a_file", where=name, remedy="fetch it: curl -s ADDRESS | llava ask - ...")
+    if "\0" in name:
+        raise ConfigError("no file has such a name", code="not_a_file", where=name, remedy="leave out the NUL")
     return Image(Path(name))
 
 

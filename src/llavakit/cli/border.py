@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -42,6 +43,7 @@ def guard(action: Callable[[], int], *, debug: bool = False) -> int:
             traceback.print_exc()
         if not isinstance(error, TyperException) or error.format_message():  # "no words given" has printed the help and says nothing
             _say(line(error))
+        _settle_stdout()
         return code_of(error)
 
 
@@ -79,8 +81,9 @@ def _words(error: Exception) -> str:
 @contextmanager
 def streams() -> Iterator[None]:
     """Warnings as lines on stderr, only ours; text streams that take any character."""
-    for stream in (sys.stdout, sys.stderr):
-        _never_fail_on_characters(stream)
+    _reconfigure(sys.stdout, errors="replace")  # a terminal of few letters shows "?" rather than an error in the middle of a reply
+    _reconfigure(sys.stderr, errors="replace")
+    _reconfigure(sys.stdin, errors="surrogateescape")  # bytes that are no text go on to the prompt's own check
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
@@ -95,11 +98,10 @@ def _warn(
     _say(f"warning: {one_line(str(message))}")
 
 
-def _never_fail_on_characters(stream: TextIO | None) -> None:
-    """A terminal of another encoding shows ``?`` for what it has no letter for, instead of an error in the middle of a reply."""
-    reconfigure = getattr(stream, "reconfigure", None)  # a replaced stream (a test's, a notebook's) may lack it
-    if reconfigure is not None:
-        reconfigure(errors="replace")
+def _reconfigure(stream: TextIO | None, *, errors: str) -> None:
+    """Set what happens to characters that cannot be; a replaced stream (a test's, a notebook's) may not know how, and stays."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=errors)
 
 
 def _say(text: str) -> None:
@@ -107,6 +109,14 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _settle_stdout() -> None:
+    """Write what is left; where that fails too (a full disk), once is enough to say so."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
 
 
 def _drop_stdout() -> None:

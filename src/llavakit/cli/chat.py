@@ -94,9 +94,7 @@ def chat(
     assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle)
     room = Room(assistant=assistant, sampling=sampling, session=assistant.session(), waiting=waiting)
     if _interactive():
-        _say(
-            "Ask about the picture; /help lists the commands." if waiting else "Ask; /image FILE adds a picture; /help lists the commands."
-        )
+        _say(f"{'Ask about the picture.' if waiting else '/image FILE adds a picture.'} /help lists the commands.")
     for line in _lines():
         if not room.turn(line):
             break

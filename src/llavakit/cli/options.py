@@ -82,5 +82,7 @@ def save_picture(image: Image, path: Path) -> None:
 
 
 def read_stdin() -> bytes:
-    """All bytes of stdin."""
-    return sys.stdin.buffer.read()
+    """The bytes of stdin, and no more of them than a picture may have: one beyond is enough to be refused."""
+    from llavakit.images import LIMITS
+
+    return sys.stdin.buffer.read(LIMITS.max_bytes + 1)

@@ -69,7 +69,7 @@ class CausalAttention(torch.autograd.Function):
     """softmax(query key^T over the columns up to the row) value, all (B, H, T, D); the query is already scaled."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+    @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)  # type: ignore[untyped-decorator]
     def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = torch.empty(query.shape[0], query.shape[2], *query.shape[1::2], dtype=query.dtype).transpose(1, 2)
         kept = []
@@ -84,7 +84,7 @@ class CausalAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @custom_bwd(device_type="cpu")
+    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         query, key, value, output, *kept = ctx.saved_tensors
         of_query = torch.empty_like(query)
