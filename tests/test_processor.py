@@ -226,6 +226,13 @@ def test_length_is_checked_before_any_picture_is_opened() -> None:  # I17
         make().encode(Conversation.ask("?", Image(png(9000, 9000))), learn=False)
 
 
+def test_the_broken_picture_is_named_by_its_place_or_file(tmp_path: Any) -> None:
+    for image, where in ((Image(b"broken"), "images[1]"), (Image(tmp_path / "none.png"), str(tmp_path / "none.png"))):
+        with pytest.raises(ImageError) as caught:
+            make().encode(Conversation.ask("?", PICTURES[0], image), learn=False)
+        assert caught.value.where == where
+
+
 def test_a_reply_to_learn_and_a_question_to_answer() -> None:  # P9
     asked = Conversation((system("S"), user("Q")))
     told = asked.then(assistant("A"))

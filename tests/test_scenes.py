@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import llavakit
 from llavakit.eval.scenes import Asked, ask, best_guess, caption_f1, held_out, overall, score, table
 from llavakit.scenes.draw import RGB, blank, box, draw
 from llavakit.scenes.export import export
@@ -221,3 +222,14 @@ def test_captions_are_scored_by_the_things_they_name() -> None:
     assert caption_f1(seeds, [captions(make_scene(s))[0] for s in seeds]) == 1.0
     assert caption_f1(seeds, ["nothing at all"] * 30) == 0.0
     assert 0.0 < caption_f1(seeds, ["a red circle, a blue star and a green heart."] * 30) < 0.5
+
+
+def test_the_shipped_pictures_are_held_out_scenes_and_their_answers_are_true() -> None:
+    shipped = Path(llavakit.__file__).parent / "pictures"
+    rows = json.loads((shipped / "questions.json").read_text())
+    assert {row["image"] for row in rows} == {path.name for path in shipped.glob("*.png")}
+    for row in rows:
+        scene = make_scene(int(row["image"].removeprefix("scene-").removesuffix(".png")))
+        assert scene.split == "test"
+        asked = {(q.question, q.answer) for seed in range(8) for q in questions(scene, random.Random(seed))}
+        assert (row["question"], row["answer"]) in asked

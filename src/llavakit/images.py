@@ -83,7 +83,7 @@ def open_image(image: types.Image, limits: Limits = LIMITS) -> PIL.Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on sizes and broken metadata: each has a defined result here
         opened = _open_header(data, limits, where)
-        animated = opened.format != "MPO" and bool(getattr(opened, "is_animated", False))
+        animated = _is_animated(opened)
         picture = _decode(opened, where)
     if animated:
         _animation(limits, where)
@@ -200,6 +200,14 @@ def _decode(opened: PIL.Image.Image, where: str) -> PIL.Image.Image:
         raise ImageError("the picture's data are broken", code="image_unreadable", where=where, remedy="save it anew") from error
 
 
+def _is_animated(opened: PIL.Image.Image) -> bool:
+    """Whether there is a second frame that can be read. The second picture of an MPO is a preview or a depth map."""
+    try:
+        return opened.format != "MPO" and bool(getattr(opened, "is_animated", False))
+    except Exception:  # asking a GIF parses its second frame
+        return False
+
+
 def _animation(limits: Limits, where: str) -> None:
     if limits.strict_animation:
         raise ImageError("the picture has several frames", code="image_animated", where=where, remedy="send one frame")
@@ -231,8 +239,8 @@ def _opaque(picture: PIL.Image.Image) -> PIL.Image.Image:
 def _eight_bit(picture: PIL.Image.Image) -> npt.NDArray[np.uint8]:
     values = np.asarray(picture)
     if values.dtype.itemsize == 2 or (picture.mode == "I" and values.min() >= 0 and values.max() <= 65535):
-        levels = (np.arange(65536) * 255 + 32767) // 65535
-        return levels.astype(np.uint8)[values]
+        levels = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)
+        return np.take(levels, values)
     values = np.where(np.isfinite(values), values, 0).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if picture.mode == "F" and low >= 0 and high <= 255:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -32,13 +33,18 @@ class Pieces:
         self.controls: dict[str, int] = {token["content"]: token["id"] for token in state["added_tokens"] if token["special"]}
         self._forbidden = frozenset(self.controls.values()) - {tokenizer.unk_token_id}
         self._first = _text_only(state)
-        self._later = _text_only(_without_blank(state, only_first=True))
-        self._bare = _text_only(_without_blank(state, only_first=False))
+        later = _without_blank(state, only_first=True)
+        self._later = self._first if later == state else _text_only(later)
+        self._without_any_blank = _without_blank(state, only_first=False)
         longest_first = sorted(self.controls, key=len, reverse=True)
         self._any_control = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else re.compile("(?!)")
         self._eos: str | None = tokenizer.eos_token
         begin = tokenizer("").input_ids
         self.head: list[int] = [token for token in begin if token == tokenizer.bos_token_id]
+
+    @cached_property
+    def _bare(self) -> Tokenizer:
+        return _text_only(self._without_any_blank)  # seldom needed, and a large vocabulary takes a while to read
 
     def known_end(self, template: Template) -> Template:
         """The template with the tokenizer's own end token where it does not know the template's."""

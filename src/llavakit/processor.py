@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from llavakit import processor_files
-from llavakit.errors import CheckpointError, ContextError, PromptError
+from llavakit.errors import CheckpointError, ContextError, ImageError, PromptError
 from llavakit.images import LIMITS, Limits, open_image, read_bytes
 from llavakit.pieces import Pieces
 from llavakit.preprocess import Floats, Preprocess
@@ -170,9 +170,13 @@ class Processor:
     def _views(self, images: Sequence[Image], *, keep: bool) -> Tensor:
         """(sum V, 3, S, S). A picture asked about is likely to be asked about again, so its views are kept; training goes on to others."""
         made: list[Floats] = []
-        for image in images:
+        for index, image in enumerate(images):
             make = partial(self._make_views, image)
-            made.append(self.cache.get(digest(image, self.limits), make) if keep else make())
+            try:
+                made.append(self.cache.get(digest(image, self.limits), make) if keep else make())
+            except ImageError as error:
+                where = error.where if isinstance(image.source, Path) else f"images[{index}]"
+                raise ImageError(error.what, code=error.code, where=where, remedy=error.remedy) from error
         size = self.preprocess.size
         return torch.from_numpy(np.concatenate(made)) if made else torch.zeros(0, 3, size, size)
 

@@ -67,6 +67,10 @@ def test_a_terminal_of_few_letters_shows_question_marks(tiny_model_dir: Path) ->
     assert b"?" in done.stdout
 
 
+def test_a_reply_cannot_steer_the_terminal() -> None:
+    assert border.harmless("a\x1b[2Jb\x07\x9bc\n\td 🦙é") == "a?[2Jb??c\n\td 🦙é"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [

@@ -198,7 +198,7 @@ def test_stage_one_joins_two_models_by_an_untrained_projector(
 
 @pytest.fixture
 def parts(tiny_model_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """The tiny model taken apart: a CLIP folder, and a decoder folder whose tokenizer knows no image token."""
+    """Like the tiny model taken apart: a CLIP folder, and a folder with a decoder and a tokenizer."""
     from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
 
     model, processor = store.load(tiny_model_dir)
@@ -208,6 +208,36 @@ def parts(tiny_model_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
     AutoModelForCausalLM.from_config(model.language_model.config).save_pretrained(decoder)
     processor.tokenizer.save_pretrained(decoder)
     return tower, decoder
+
+
+def test_a_decoder_without_an_image_token_gets_one(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    """Spec 1.6: the table grows to a multiple of 64 by rows like the old ones, and the old ones stay."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "red": 3, "blue": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    decoder = tmp_path / "words"
+    fields = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 64}
+    old = LlamaForCausalLM(LlamaConfig(vocab_size=5, **fields))
+    old.save_pretrained(decoder)
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>").save_pretrained(decoder)
+    model, tokenizer = start.join(parts[0], decoder, "linear")
+    assert tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [5, 6]
+    assert (model.config.image_token_id, model.config.rows) == (5, 64)
+    for new_table, old_table in (
+        (model.language_model.model.embed_tokens.weight, old.model.embed_tokens.weight),
+        (model.language_model.lm_head.weight, old.lm_head.weight),
+    ):
+        assert torch.equal(new_table[:5], old_table)
+        assert float((new_table[5:] - old_table.mean(0)).detach().abs().max()) < 0.1 * float(old_table.detach().std())
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_folder_that_is_no_part_is_named(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        start.join(tmp_path, parts[1], "linear")
+    assert (caught.value.code, caught.value.where) == ("bad_part", str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -212,3 +212,10 @@ def test_a_disk_without_room_is_noticed_at_the_start(finetune: TrainConfig, monk
     with pytest.raises(TrainingError) as caught:
         train(finetune)
     assert caught.value.code == "disk_full"
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_at_the_start(finetune: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError) as caught:
+        train(replace(finetune, out=tmp_path / "file" / "run"))
+    assert caught.value.code == "cannot_write"

@@ -92,7 +92,7 @@ def save(
     """
     folder = Path(folder)
     check_pair(model.config, processor, where=str(folder))
-    _check_target(folder, sum(value.numel() * (dtype or value.dtype).itemsize for value in model.state_dict().values()))
+    _check_target(folder, sum(value.numel() * (dtype or value.dtype).itemsize for _, value in _weights(model)))
 
     def write(draft: Path) -> None:
         _write_json(draft / files.CONFIG, model.config.to_hf() | _versions(dtype or model.dtype))
@@ -172,7 +172,7 @@ def _generation(processor: Processor) -> dict[str, Any]:
     tokenizer, ends = processor.tokenizer, sorted(processor.stop_ids)
     return {
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": ends[0] if len(ends) == 1 else ends,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         "pad_token_id": tokenizer.pad_token_id,
         "transformers_version": transformers.__version__,
     }

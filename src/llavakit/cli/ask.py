@@ -13,7 +13,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from llavakit.cli import options
+from llavakit.cli import border, options
 from llavakit.errors import ConfigError
 from llavakit.types import Conversation, Image
 
@@ -112,9 +112,10 @@ def check_pictures(images: tuple[Image, ...]) -> None:
 def stream(pieces: Iterator[str]) -> str:
     """Write pieces as they come, and a line end; returns what was written."""
     written = []
+    terminal = sys.stdout.isatty()
     for piece in pieces:
         written.append(piece)
-        sys.stdout.write(piece)
+        sys.stdout.write(border.harmless(piece) if terminal else piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,11 @@ def line(error: Exception) -> str:
 def one_line(text: str) -> str:
     """Blanks and line breaks become one blank, other unprintable characters ``?``."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def harmless(text: str) -> str:
+    """Text that cannot steer a terminal: control characters but tab and line end become ``?``. A model may write anything."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "?" for c in text)
 
 
 def _words(error: Exception) -> str:

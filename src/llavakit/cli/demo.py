@@ -10,7 +10,7 @@ from typing import Annotated
 
 from typer import Option
 
-from llavakit.cli import options, terminal
+from llavakit.cli import border, options, terminal
 
 EXAMPLES = """Examples:
 
@@ -82,5 +82,5 @@ def show_row(row: Row, reply: str, *, good: bool) -> None:
 
     console = terminal.out()
     console.print(Text.assemble(("question  ", "dim"), row.question))
-    console.print(Text.assemble(("answer    ", "dim"), (reply.strip(), "green" if good else "red")))
+    console.print(Text.assemble(("answer    ", "dim"), (border.harmless(reply.strip()), "green" if good else "red")))
     console.print(Text.assemble(("truth     ", "dim"), row.answer, "" if good else "   (wrong)", "\n"))

@@ -33,6 +33,7 @@ BRIEF = (
 DETAILED = (
     "What is this?", "Describe the picture.", "What do you see?", "Describe the image in detail.", "What is in this picture?",
 )  # fmt: skip
+DESCRIBED = 0.8  # share of conversations with a description among the questions: it names everything, so it teaches most
 Progress = Callable[[int, int], None]
 START = {"train": 0, "test": 50_000_000}  # seeds of the splits start far apart; the split itself is a matter of content
 
@@ -71,7 +72,7 @@ def finetune_sample(scene: Scene, *, turns: int = 8) -> dict[str, Any]:
     """Stage 2: several questions about one picture, now and then a description among them."""
     rng = random.Random(scene.seed + 2)
     pairs = [(q.question, q.answer) for q in pick(scene, rng, turns)]
-    if rng.random() < 0.35:
+    if rng.random() < DESCRIBED:
         pairs.insert(rng.randrange(len(pairs) + 1), (rng.choice(DETAILED), captions(scene, rng)[3]))
     messages: list[Message] = []
     for number, (question, answer) in enumerate(pairs):

@@ -87,7 +87,7 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
     TrainingError before the first step where possible; the newest checkpoint survives all of them.
     """
     config = start.settled(config)
-    config.out.mkdir(parents=True, exist_ok=True)
+    _make_folder(config.out)
     shown = progress(1, every=config.log_every)
     with _Signals() as signals:
         resumed = _resume_point(config, shown.say)
@@ -106,6 +106,16 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
         plot(config.out)
         shown.say(f"done: {run.step} steps, saved {run.saved}; " + ", ".join(f"{n} {name}" for name, n in run.counts.items()))
         return Outcome(checkpoint=run.saved, step=run.step)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        reason = error.strerror or "not possible"
+        raise TrainingError(f"cannot write there ({reason})", code="cannot_write", where=str(out), remedy="choose another out") from error
 
 
 def _resume_point(config: TrainConfig, say: Callable[[str], None]) -> Path | None:
