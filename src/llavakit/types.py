@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,13 +58,21 @@ class Image:
 
     @staticmethod
     def of(source: Any) -> Image:
-        """From a path, encoded bytes, or anything with PIL's interface (``convert``, ``size``, ``tobytes``)."""
+        """From a path, encoded bytes, or a PIL image.
+
+        Only plain RGB and grey are taken as they are; other modes keep their alpha, palette or 16 bits by being encoded without loss, so
+        that the one rule for them (``images.open_image``) applies.
+        """
         if isinstance(source, Image):
             return source
         if isinstance(source, bytes | Pixels | Path):
             return Image(source)
         if isinstance(source, str):
             return Image(Path(source))
+        if source.mode not in ("RGB", "L", "1") or "transparency" in source.info:
+            held = io.BytesIO()
+            source.save(held, "TIFF" if source.mode in ("F", "I", "CMYK", "YCbCr", "LAB") else "PNG")
+            return Image(held.getvalue())
         rgb = source.convert("RGB")
         return Image(Pixels(width=rgb.size[0], height=rgb.size[1], rgb=rgb.tobytes()))
 
