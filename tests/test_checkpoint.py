@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conftest import tiny_config, tiny_processor
 from llavakit.checkpoint import dtypes, files, store, weights
 from llavakit.errors import CheckpointError
 from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig
+from tiny import tiny_config, tiny_processor
 
 QUIET = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

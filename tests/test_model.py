@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from conftest import tiny_config, tiny_processor
 from llavakit.errors import CheckpointError, PromptError
 from llavakit.model.llava import IGNORED, Llava
 from llavakit.model.presets import CLIP_L_336, PRESETS, ModelConfig, clip
 from llavakit.model.vision import VisionTower
 from llavakit.processor import Batch, Processor
 from llavakit.types import Conversation, Image, Pixels, assistant, user
+from tiny import tiny_config, tiny_processor
 
 QUESTIONS = ("What is this?", "How many things are there? Answer with a number.", "Why?", "Hello, hello, hello!")
 REPLIES = ("A red circle.", "3", "Because it is so.", "")

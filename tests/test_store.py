@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import tiny_config, tiny_processor
 from llavakit.checkpoint import dtypes, files, folders, store
 from llavakit.errors import CheckpointError
 from llavakit.model.llava import Llava
 from llavakit.model.presets import clip, llama
 from llavakit.processor import Processor
 from test_checkpoint import change_weights, refused, same
+from tiny import tiny_config, tiny_processor
 
 
 @pytest.fixture

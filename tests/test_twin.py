@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
-from conftest import tiny_config, tiny_processor
 from llavakit.checkpoint import store
 from llavakit.model.generation import generate
 from llavakit.model.llava import Llava
 from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES
 from llavakit.types import Conversation, Image, Sampling, assistant, user
+from tiny import tiny_config, tiny_processor
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},

@@ -240,9 +240,7 @@ _LLAVA_NAMES: dict[Role, str] = {role: name for name, role in _LLAVA_ROLES.items
 def _check_message(index: int, message: Message) -> None:
     where = f"messages[{index}]"
     if message.role not in ROLES:
-        raise PromptError(
-            f"unknown role {message.role!r}", code="unknown_role", where=where, remedy=f"use one of {', '.join(ROLES)}"
-        )
+        raise PromptError(f"unknown role {message.role!r}", code="unknown_role", where=where, remedy=f"use one of {', '.join(ROLES)}")
     if message.role != "user" and message.images:
         raise PromptError(
             f"a picture in a message of role '{message.role}'",
@@ -318,9 +316,7 @@ def decode_data_url(url: str, *, where: str = "image_url") -> bytes:
         raise ImageError(f"a data URL of {len(url)} characters", code="image_too_large", where=where, remedy=f"stay under {MAX_DATA_URL}")
     head, comma, body = url.partition(",")
     if not head.startswith("data:") or not comma or not head.endswith(";base64"):
-        raise ImageError(
-            "not a base64 data URL", code="image_bad_data_url", where=where, remedy="send data:image/png;base64,<data>"
-        )
+        raise ImageError("not a base64 data URL", code="image_bad_data_url", where=where, remedy="send data:image/png;base64,<data>")
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:

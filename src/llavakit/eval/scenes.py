@@ -60,7 +60,9 @@ def held_out(per_kind: int = 200, *, seed: int = 0) -> list[Asked]:
     return [Asked(kind=r["category"], seed=int(r["question_id"].split("-")[0]), question=r["text"], answer=r["answer"]) for r in rows]
 
 
-def ask(answer: Answer, asked: Sequence[Asked], *, sighted: bool = True, batch: int = 64, done: Callable[[int], Any] | None = None) -> list[str]:
+def ask(
+    answer: Answer, asked: Sequence[Asked], *, sighted: bool = True, batch: int = 64, done: Callable[[int], Any] | None = None
+) -> list[str]:
     """The replies to all questions, in order. ``answer`` takes a batch of open conversations."""
     replies: list[str] = []
     for at in range(0, len(asked), batch):

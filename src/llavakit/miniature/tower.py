@@ -122,10 +122,7 @@ class TinyClip(nn.Module):
     def forward(self, views: Tensor, ids: Tensor) -> Tensor:
         """Logits B.P that statement p (ids P.L) is true of picture b (views B.3.S.S)."""
         out = self.vision(pixel_values=views)
-        if self.late:
-            tokens = self.vision.post_layernorm(out.last_hidden_state)
-        else:
-            tokens = out.pooler_output[:, None]
+        tokens = self.vision.post_layernorm(out.last_hidden_state) if self.late else out.pooler_output[:, None]
         pictures = F.normalize(self.from_vision(tokens).float(), dim=-1)  # B.T.D
         words = self.text(input_ids=ids).pooler_output
         said = F.normalize(self.from_text(words).float(), dim=-1)  # P.D

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -104,7 +104,7 @@ def _disc(x: float, y: float, radius: float) -> tuple[float, float, float, float
     return x - radius, y - radius, x + radius, y + radius
 
 
-@lru_cache(maxsize=None)
+@cache
 def _outline(shape: str) -> tuple[tuple[float, float], ...]:
     """The corners of a shape in the unit frame."""
     if shape == "square":

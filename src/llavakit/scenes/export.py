@@ -168,5 +168,3 @@ def _draw_files(job: tuple[Path, Sequence[int]]) -> int:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
-
-

@@ -150,5 +150,3 @@ def pick(scene: Scene, rng: random.Random, count: int) -> list[Question]:
                 del pools[kind]
     rng.shuffle(chosen := chosen[:count])
     return chosen
-
-
