@@ -291,8 +291,10 @@ class TrainConfig:
     "Peak learning rate of rows with rate 1."
     warmup: float = 0.03
     "Share of the steps in which the rate climbs from 0; after it the rate falls to 0 along a cosine."
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    "adamw as in the papers; muon takes orthogonal steps in the hidden matrices: new models learn in fewer steps (dev/LOG.md)."
     weight_decay: float = 0.0
-    "AdamW's decay; norms and biases never decay."
+    "Decay of the weights; norms and biases never decay."
     betas: tuple[float, float] = (0.9, 0.999)
     "AdamW's two averages."
     clip: float = 1.0
@@ -347,7 +349,7 @@ class TrainConfig:
 # What may not change between a checkpoint and its resumption without force: they decide what the weights and the samples are.
 FIXED = frozenset({
     "stage", "rates", "start", "tower", "decoder", "projector", "data", "images", "template", "aspect",
-    "max_length", "seed", "group", "on_bad_sample", "allow_outside",
+    "max_length", "optimizer", "seed", "group", "on_bad_sample", "allow_outside",
 })  # fmt: skip
 
 PRETRAIN = TrainConfig(stage="pretrain", template="plain", aspect="square", lr=1e-3, batch_size=32, out=Path("runs/pretrain"))

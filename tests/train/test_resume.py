@@ -85,8 +85,9 @@ def stop_after(step: int) -> Any:
         {"workers": 1},
         {"gradient_checkpointing": True, "rates": ((r"vision_tower\..*", 0.1),)},
         {"dtype": "bf16", "frozen_dtype": "bf16"},
+        {"optimizer": "muon"},
     ],
-    ids=["finetune", "pretrain", "grouped", "workers", "all learn", "bf16"],
+    ids=["finetune", "pretrain", "grouped", "workers", "all learn", "bf16", "muon"],
 )
 def test_resumed_equals_uninterrupted(changes: dict[str, Any], config: TrainConfig, tmp_path: Path) -> None:
     """Stopped twice, once inside an epoch and once at its end, with dropout drawing from the random state."""
@@ -97,6 +98,14 @@ def test_resumed_equals_uninterrupted(changes: dict[str, Any], config: TrainConf
         assert train(parted, on_step=stop_after(step)).exit_code == 143
     assert train(parted).exit_code == 0
     assert_same_run(whole.out, parted.out)
+
+
+def test_a_runs_folder_stands_for_its_newest_checkpoint(config: TrainConfig) -> None:
+    train(replace(config, save_every=2, keep=0), on_step=stop_after(4))
+    (whole, _), (newest, _) = store.load(config.out), store.load(config.out / "step-4")
+    older = store.load(config.out / "step-2")[0].state_dict()
+    assert all(torch.equal(value, newest.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert not all(torch.equal(value, older[name]) for name, value in whole.state_dict().items())
 
 
 def test_dropout_resumes_where_it_was(config: TrainConfig, dropping_model: Path, tmp_path: Path) -> None:

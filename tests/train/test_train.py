@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 from weights import equal, weights
 
 from llavakit.checkpoint import store
@@ -19,7 +20,7 @@ from llavakit.config import TrainConfig
 from llavakit.errors import CheckpointError, ConfigError, LlavaError, TrainingError
 from llavakit.train import loop, start, state
 from llavakit.train.loop import train
-from llavakit.train.optim import Optimizer, factor
+from llavakit.train.optim import Optimizer, factor, hidden_matrices
 from llavakit.train.progress import read_metrics
 from llavakit.train.stages import STAGES, Stage
 
@@ -114,6 +115,27 @@ def test_rates_multiply_the_learning_rate_and_only_the_learned_have_a_memory() -
     moved = {name: float((before[name] - parameter.detach()).mean()) for name, parameter in module.named_parameters()}
     assert moved == pytest.approx({"a.weight": 0.005, "b.weight": 0.0005, "c.weight": 0.0}, rel=1e-4)
     assert {name.partition("/")[2] for name in optimizer.state()} == {"a.weight", "b.weight"}
+
+
+def test_muon_turns_the_hidden_matrices_alone() -> None:
+    """Its step in a hidden matrix is orthogonal times a rate; embedding, head and norms take AdamW's step, of one size everywhere."""
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2))
+    rates = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
+    optimizer = Optimizer(model, rates, lr=0.01, weight_decay=0, betas=(0.9, 0.999), clip=0, kind="muon")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step(1.0)
+    assert hidden_matrices(model) == {name for name in rates if "_proj" in name}
+    for name, parameter in model.named_parameters():
+        step = (before[name] - parameter.detach()) / 0.01
+        if name in hidden_matrices(model):
+            singular = torch.linalg.svdvals(step) / (0.2 * max(step.shape) ** 0.5)  # match_rms_adamw, arXiv 2502.16982
+            assert float(singular.max()) < 1.3, name
+            assert float((singular > 0.5).float().mean()) > 0.8, name  # where the gradient had nearly nothing, so has the step
+        else:
+            assert torch.allclose(step.abs(), torch.ones_like(step), atol=1e-3), name
 
 
 def test_another_stages_memory_is_refused() -> None:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+LATEST = "latest"  # a file of a training run's folder: the name of its newest checkpoint
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -38,6 +39,16 @@ def heal(folder: Path) -> None:
     aside = folder.with_name(folder.name + ".old")
     if not folder.exists() and aside.is_dir():
         os.rename(aside, folder)
+
+
+def of_run(folder: Path) -> Path:
+    """The newest checkpoint of a training run's folder; any other folder as it is."""
+    pointer = folder / LATEST
+    if not (folder / "config.json").exists() and pointer.is_file():
+        name = pointer.read_text(encoding="utf-8").strip()
+        if name and Path(name).name == name and (folder / name).is_dir():
+            return folder / name
+    return folder
 
 
 def _put(draft: Path, folder: Path) -> None:

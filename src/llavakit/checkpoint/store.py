@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llavakit.checkpoint import files, weights
 from llavakit.checkpoint.dtypes import choose_dtype, cpu_has_bf16, dtypes, name_of
-from llavakit.checkpoint.folders import heal, replace_folder
+from llavakit.checkpoint.folders import heal, of_run, replace_folder
 from llavakit.errors import CheckpointError
 from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig
@@ -35,13 +35,13 @@ MAX_SHARD_BYTES = 5_000_000_000
 def load(
     folder: Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu", allow_pickle: bool = False
 ) -> tuple[Llava, Processor]:
-    """The model (in eval mode) and the processor of a checkpoint.
+    """The model (in eval mode) and the processor of a checkpoint, or of the newest checkpoint of a training run's folder.
 
     dtype: "auto" is ``choose_dtype`` of what most weights are stored in; "stored" keeps each weight's own; or a type by name.
     allow_pickle: also read pytorch_model*.bin, with torch's restricted reader.
     Raises CheckpointError; for missing, unexpected and misshapen weights with all their names, before memory is taken.
     """
-    folder = Path(folder)
+    folder = of_run(Path(folder))
     heal(folder)
     files.check_folder(folder)
     config = ModelConfig.from_hf(files.read_json(folder / files.CONFIG))

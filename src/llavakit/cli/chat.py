@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = """Examples:
 
   llava chat photo.jpg
-  llava chat --model runs/finetune/final
+  llava chat --model runs/finetune
   printf 'What is this?\\nWhat colour is it?\\n' | llava chat photo.jpg
 In the chat: /image FILE adds a picture, /reset begins anew, /help, /quit (or Ctrl-D). Ctrl-C stops a reply.
 """

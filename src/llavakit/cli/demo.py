@@ -15,7 +15,7 @@ from llavakit.cli import border, options, terminal
 EXAMPLES = """Examples:
 
   llava demo
-  llava demo --model runs/finetune/final
+  llava demo --model runs/finetune
 """
 
 

@@ -28,7 +28,7 @@ EXPORT_EXAMPLES = """Examples:
 SCORE_EXAMPLES = """Examples:
 
   llava scenes score                               (the built-in model, 200 questions of each type)
-  llava scenes score --model runs/finetune/final --per-type 50 --json
+  llava scenes score --model runs/finetune --per-type 50 --json
 """
 
 

@@ -20,7 +20,7 @@ PRETRAIN_EXAMPLES = """Examples:
 """
 FINETUNE_EXAMPLES = """Examples:
 
-  llava train finetune start=runs/pretrain/final data=scenes/finetune.json out=runs/finetune
+  llava train finetune start=runs/pretrain data=scenes/finetune.json out=runs/finetune
   llava train finetune --config runs/finetune/config.yaml      (goes on where it stopped)
 """
 

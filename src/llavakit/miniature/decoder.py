@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from llavakit.config import parse, save
 from llavakit.images import Preprocess
-from llavakit.miniature.tower import cosine, note
+from llavakit.miniature.tower import note
 from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES
 from llavakit.scenes.questions import pick
 from llavakit.scenes.statements import article, captions, where
 from llavakit.scenes.world import Scene, scenes
+from llavakit.train.attention import use_fast_attention
+from llavakit.train.optim import Kind, Optimizer, factor
 from llavakit.types import Conversation, Message, assistant, user
 
 
@@ -54,7 +56,9 @@ class DecoderConfig:
     turns: int = 7
     """questions in a conversation"""
     rate: float = 2e-3
-    """peak learning rate (AdamW, cosine)"""
+    """peak learning rate (cosine)"""
+    optimizer: Kind = "muon"
+    """adamw or muon"""
     weight_decay: float = 0.05
     """weight decay"""
     warmup: int = 60
@@ -124,18 +128,20 @@ def train_decoder(config: DecoderConfig, processor: Any, *, log: Path | None = N
             rms_norm_eps=1e-5, tie_word_embeddings=False,
         )
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    use_fast_attention(model)
+    rates = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
+    optimizer = Optimizer(
+        model, rates, lr=config.rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), clip=1.0, kind=config.optimizer
+    )
     started, total = time.monotonic(), 0.0
     for step, batch in zip(range(config.steps), batches(config, processor, rng), strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate * cosine(step, config.steps, config.warmup)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.mask.long(), use_cache=False).logits
+            logits = model(input_ids=batch.input_ids, use_cache=False).logits  # padded on the right, where causal attention never looks
         loss = text_loss(logits, batch.input_ids, batch.labels, batch.mask, prose_weight=config.prose_weight)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.clip_gradients()
+        optimizer.step(factor(step, steps=config.steps, warmup=config.warmup / config.steps))
+        optimizer.forget_gradients()
         total += loss.item()
         if (step + 1) % 50 == 0:
             right = answer_accuracy(logits, batch.labels)

@@ -33,7 +33,8 @@ BRIEF = (
 DETAILED = (
     "What is this?", "Describe the picture.", "What do you see?", "Describe the image in detail.", "What is in this picture?",
 )  # fmt: skip
-DESCRIBED = 0.8  # share of conversations with a description among the questions: it names everything, so it teaches most
+DESCRIBED = 0.8  # share of conversations with a description: it names everything, so it teaches most
+DESCRIBED_FIRST = 0.25  # share of these that begin with it; questions asked after it could be answered from its words, without sight
 Progress = Callable[[int, int], None]
 START = {"train": 0, "test": 50_000_000}  # seeds of the splits start far apart; the split itself is a matter of content
 
@@ -69,11 +70,11 @@ def pretrain_sample(scene: Scene) -> dict[str, Any]:
 
 
 def finetune_sample(scene: Scene, *, turns: int = 8) -> dict[str, Any]:
-    """Stage 2: several questions about one picture, now and then a description among them."""
+    """Stage 2: several questions about one picture, mostly with a description before or after them."""
     rng = random.Random(scene.seed + 2)
     pairs = [(q.question, q.answer) for q in pick(scene, rng, turns)]
     if rng.random() < DESCRIBED:
-        pairs.insert(rng.randrange(len(pairs) + 1), (rng.choice(DETAILED), captions(scene, rng)[3]))
+        pairs.insert(0 if rng.random() < DESCRIBED_FIRST else len(pairs), (rng.choice(DETAILED), captions(scene, rng)[3]))
     messages: list[Message] = []
     for number, (question, answer) in enumerate(pairs):
         parts = (Image(Path(image_name(scene))), Text("\n" + question)) if number == 0 else (Text(question),)

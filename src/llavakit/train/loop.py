@@ -162,7 +162,9 @@ def _begin(config: TrainConfig, resumed: Path | None, say: Callable[[str], None]
     rates = STAGES[config.stage].with_rows(config.rates).apply(model)
     start.place(model, rates, device=device, forward=dtype, frozen=config.frozen_dtype)
     start.set_modes(model, rates, device=device, forward=dtype, gradient_checkpointing=config.gradient_checkpointing)
-    optimizer = Optimizer(model, rates, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas, clip=config.clip)
+    optimizer = Optimizer(
+        model, rates, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas, clip=config.clip, kind=config.optimizer
+    )
     loader = _loader(config, source, processor)
     steps = config.steps if config.steps is not None else config.epochs * loader.steps_per_epoch
     run = _Run(

@@ -27,10 +27,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llavakit.checkpoint.folders import LATEST
 from llavakit.errors import CheckpointError
 
 MANIFEST = "manifest.json"
-LATEST = "latest"
 TRAINER = "trainer"
 FORMAT = 1
 _STEP = re.compile(r"step-(\d+)")
