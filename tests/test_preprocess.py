@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from llavakit.errors import CheckpointError
 from llavakit.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from llavakit.tiling import RELEASED as RELEASED_SHAPES
+from llavakit.tiling import Tiling, tiles_of
 from picture_files import noise, smooth
 
 ONE_LEVEL = 1 / 255 / min(CLIP_STD) + 1e-6
@@ -54,6 +57,24 @@ def test_cropped_views_equal_the_reference(width: int, height: int, size: int) -
 def test_the_released_size_equals_the_reference(shape: tuple[int, int], aspect: str) -> None:
     preprocess, picture = Preprocess(size=336, aspect=aspect), noise(*shape)  # type: ignore[arg-type]
     np.testing.assert_array_equal(preprocess.views(picture), reference(preprocess, picture))
+
+
+RELEASED = Tiling(side=336, canvases=tiles_of(RELEASED_SHAPES, 336), merge="spatial_unpad")
+
+
+@pytest.mark.parametrize(
+    "shape", [(1000, 667), (667, 1000), (320, 240), (240, 320), (336, 336), (900, 330), (100, 1000), (1000, 10), (10, 1000)]
+)
+def test_tiles_equal_the_reference(shape: tuple[int, int]) -> None:
+    """spec 2.3: the base squashed, the tiles of a black canvas row by row, exactly as transformers cuts them."""
+    picture = noise(*shape)
+    maker = LlavaNextImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    width, height = RELEASED.canvas(*shape) or (0, 0)
+    maker.image_grid_pinpoints = [[height, width]]  # the choice itself is tiling's law
+    wanted = np.asarray(maker(picture, return_tensors="np").pixel_values)[0]
+    made = Preprocess(size=336, aspect="squash").views(picture, (width, height))
+    assert len(made) == RELEASED.grid(*shape).views
+    np.testing.assert_array_equal(made, wanted)
 
 
 @given(width=st.integers(1, 120), height=st.integers(1, 120))

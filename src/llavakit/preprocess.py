@@ -1,4 +1,4 @@
-"""From an RGB picture to what the vision tower sees (spec 2.1, 2.2). PIL and numpy; no torch.
+"""From an RGB picture to what the vision tower sees (spec 2.1 to 2.3). PIL and numpy; no torch.
 
 ``Preprocess`` equals transformers' PIL processors (``LlavaImageProcessor`` with ``do_pad``, ``CLIPImageProcessor``) bit for bit, without
 building the padded square at full resolution. PIL resizes a square's columns first, then its rows, rounding to bytes in between, so:
@@ -11,12 +11,14 @@ building the padded square at full resolution. PIL resizes a square's columns fi
                        S                                    S
 
 A tall image needs padding left and right before its columns are resized, but only as far as the filter reaches.
+
+With a canvas (``tiling.Tiling.canvas``) the image is also scaled to fit it, laid on black, and cut into tiles, row by row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,8 +27,11 @@ import numpy.typing as npt
 import PIL.Image
 
 from llavakit.errors import CheckpointError
+from llavakit.tiling import Size, placed
 
 Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+Aspect = Literal["square", "pad", "squash"]
 
 _BICUBIC = PIL.Image.Resampling.BICUBIC
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -35,32 +40,44 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """From an RGB picture to the tower's input (spec 2.1, 2.2).
+    """From an RGB picture to the tower's input (spec 2.1 to 2.3).
 
-    ``aspect`` "pad": padded to a square with the mean colour (LLaVA-1.5). "square": scaled to the shorter edge and cropped at the centre
-    (LLaVA v1, stage 1 of 1.5, and llava-hf files that do not say ``do_pad``).
+    ``aspect``, how the base view becomes square. "pad": padded with the mean colour (LLaVA-1.5, 1.5-HD). "square": scaled to the shorter
+    edge and cropped at the centre (LLaVA v1, stage 1 of 1.5, and llava-hf files that do not say ``do_pad``). "squash": both edges scaled
+    (LLaVA-NeXT).
     """
 
     size: int = 336
-    aspect: Literal["square", "pad"] = "pad"
+    aspect: Aspect = "pad"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
-    def views(self, image: PIL.Image.Image) -> Floats:
-        """The normalised views, (1, 3, size, size) float32."""
+    def views(self, image: PIL.Image.Image, canvas: Size | None = None) -> Floats:
+        """The normalised views, (1, 3, size, size) float32; with a canvas its tiles follow, row by row."""
         assert image.mode == "RGB", f"open_image gives RGB, this is {image.mode}"
-        square = self.square(image)
-        pixels = np.asarray(square).transpose(2, 0, 1)
-        views = np.empty((1, *pixels.shape), dtype=np.float32)
-        for plane, channel, levels in zip(views[0], pixels, self._levels(), strict=True):
-            np.take(levels, channel, out=plane, mode="clip")  # every index is a byte; "clip" spares a copy
+        pictures = [np.asarray(self.square(image)), *(self._tiles(image, canvas) if canvas else ())]
+        views = np.empty((len(pictures), 3, self.size, self.size), dtype=np.float32)
+        for view, picture in zip(views, pictures, strict=True):
+            for plane, channel, levels in zip(view, picture.transpose(2, 0, 1), self._levels(), strict=True):
+                np.take(levels, channel, out=plane, mode="clip")  # every index is a byte; "clip" spares a copy
         return views
+
+    def _tiles(self, image: PIL.Image.Image, canvas: Size) -> Iterator[Bytes]:
+        """The canvas' tiles, (size, size, 3) bytes each."""
+        left, top, width, height = placed(*image.size, canvas)
+        board = np.zeros((canvas[1], canvas[0], 3), dtype=np.uint8)
+        board[top : top + height, left : left + width] = np.asarray(image.resize((width, height), _BICUBIC))
+        for y in range(0, canvas[1], self.size):
+            for x in range(0, canvas[0], self.size):
+                yield board[y : y + self.size, x : x + self.size]
 
     def square(self, image: PIL.Image.Image) -> PIL.Image.Image:
         """The picture the tower sees before normalisation: RGB, size x size."""
         width, height = image.size
         if self.aspect == "square":
             return _crop(image, self.size)
+        if self.aspect == "squash":
+            return image.resize((self.size, self.size), _BICUBIC)
         if width > height:
             return _pad_wide(image, self.size, self.colour)
         if height > width:
