@@ -24,6 +24,7 @@ from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig, clip, llama
 from llavakit.processor import Processor
 from llavakit.prompts import CURIOUS_USER, TEMPLATES
+from llavakit.tiling import Tiling
 
 ROWS, IMAGE, PAD = 32064, 32000, 32001
 QUESTION = "Describe the picture in detail and say how many persons you see"
@@ -117,7 +118,11 @@ def write_checkpoint(folder: Path, shape: Shape, dtype: torch.dtype) -> None:
 
 def new_processor(shape: Shape) -> Processor:
     return Processor(
-        tokenizer=tokenizer(), template=TEMPLATES["vicuna_v1"], preprocess=Preprocess(size=shape.view), patch_size=14, max_length=4096
+        tokenizer=tokenizer(),
+        template=TEMPLATES["vicuna_v1"],
+        preprocess=Preprocess(size=shape.view),
+        tiling=Tiling(side=shape.view),
+        max_length=4096,
     )
 
 

@@ -20,6 +20,7 @@ from llavakit.errors import DataError
 from llavakit.images import Preprocess
 from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES
+from llavakit.tiling import Tiling
 
 Record = dict[str, Any]
 
@@ -218,7 +219,9 @@ def test_grouping_pads_less() -> None:
 @pytest.fixture
 def processor(tokenizer: Any) -> Processor:
     preprocess = Preprocess(size=28, aspect="pad", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return Processor(tokenizer=tokenizer, template=TEMPLATES["vicuna_v1"], preprocess=preprocess, patch_size=14, max_length=512)
+    return Processor(
+        tokenizer=tokenizer, template=TEMPLATES["vicuna_v1"], preprocess=preprocess, tiling=Tiling(side=preprocess.size), max_length=512
+    )
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from llavakit import types
 from llavakit.errors import ImageError
-from llavakit.images import LIMITS, Limits, open_image
+from llavakit.images import LIMITS, Limits, image_size, open_image
 from llavakit.types import Image, Pixels
 from picture_files import bmp_header, chunk, encoded, gif_header, jpeg_header, noise, png, smooth, webp_header
 
@@ -182,7 +182,9 @@ def test_every_orientation_is_turned_upright(kind: str, turn: int) -> None:  # I
     lying = upright if turn == 1 else upright.transpose(PIL.Image.Transpose(stored[turn]))
     exif = PIL.Image.Exif()
     exif[0x0112] = turn
-    assert close(opened(encoded(lying, kind, exif=exif)), upright, within=4)
+    data = encoded(lying, kind, exif=exif)
+    assert close(opened(data), upright, within=4)
+    assert image_size(types.Image(data)) == upright.size
 
 
 @pytest.mark.parametrize("block", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(20)])

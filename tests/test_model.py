@@ -330,7 +330,9 @@ def test_a_config_survives_its_file_and_transformers(fields: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"model_type": "llava_next"}, "unsupported_model"),
+        ({"model_type": "llava_onevision"}, "unsupported_model"),
+        ({"model_type": "llava_next", "image_grid_pinpoints": [[55, 56]]}, "bad_pinpoints"),
+        ({"merge": "pool"}, "bad_config"),
         ({"model_type": None}, "unsupported_model"),
         ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "original_layout"),
         ({"projector_hidden_act": "relu"}, "unsupported_model"),

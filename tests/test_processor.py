@@ -16,6 +16,7 @@ from llavakit.errors import CheckpointError, ContextError, ImageError, PromptErr
 from llavakit.preprocess import Preprocess
 from llavakit.processor import IGNORED, Inputs, Processor
 from llavakit.prompts import TEMPLATES, spelled
+from llavakit.tiling import Grid, Tiling
 from llavakit.types import Conversation, Image, assistant, system, user
 from picture_files import encoded, noise, png
 from talks import PICTURES, conversations, ordinary, words
@@ -27,7 +28,7 @@ TOKENS = 4  # of a 28-pixel view in patches of 14
 
 
 def make(name: str = "legacy", template: str = "vicuna_v1", **changes: Any) -> Processor:
-    fields: dict[str, Any] = {"max_length": 100_000, "preprocess": Preprocess(size=28), "patch_size": 14}
+    fields: dict[str, Any] = {"max_length": 100_000, "preprocess": Preprocess(size=28), "tiling": Tiling(side=28)}
     return Processor(tokenizer=TOKENIZERS[name], template=TEMPLATES[template], **fields | changes)
 
 
@@ -163,7 +164,9 @@ def test_a_reply_that_would_join_the_prompt_is_kept_apart() -> None:
     from dataclasses import replace
 
     chatml = replace(TEMPLATES["vicuna_v1"], user_end="<|im_end|>", reply_start="<|im_start|>assistant\n", reply_space="", end="<|im_end|>")
-    processor = Processor(tokenizer=TOKENIZERS["bytes"], template=chatml, preprocess=Preprocess(size=28), patch_size=14, max_length=999)
+    processor = Processor(
+        tokenizer=TOKENIZERS["bytes"], template=chatml, preprocess=Preprocess(size=28), tiling=Tiling(side=28), max_length=999
+    )
     inputs = processor.encode(Conversation((user("Q"), assistant("\n\nA"))), learn=True)
     assert processor.decode(learned_runs(inputs)[0], special=True) == "\n\nA<|im_end|>"
     assert inputs.input_ids.tolist().count(processor.tokenizer.convert_tokens_to_ids("<|im_start|>")) == 1
@@ -193,11 +196,13 @@ def test_views_and_grids_follow_the_pictures() -> None:
     processor = make()
     inputs = processor.encode(Conversation((user(PICTURES[0], "a", PICTURES[1]), assistant("b"), user(PICTURES[2]))), learn=False)
     assert inputs.views.shape == (3, 3, 28, 28)
-    assert inputs.grids == (processor.grid,) * 3
+    assert inputs.grids == (Grid.single(28),) * 3
     alone = [processor.encode(Conversation.ask("?", picture), learn=False).views[0] for picture in PICTURES]
     assert torch.equal(inputs.views, torch.stack(alone))
     assert processor.encode(Conversation.ask("?"), learn=False).views.shape == (0, 3, 28, 28)
-    assert make(class_token=True).encode(Conversation.ask("?", PICTURES[0]), learn=False).grids[0].tokens == TOKENS + 1
+    assert (
+        make(tiling=Tiling(side=28, class_token=True)).encode(Conversation.ask("?", PICTURES[0]), learn=False).grids[0].tokens == TOKENS + 1
+    )
 
 
 @given(room=st.integers(0, 50), spare=st.integers(-20, 20))
@@ -281,7 +286,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many views were made since."""
     calls: list[None] = []
     views = Preprocess.views
-    monkeypatch.setattr(Preprocess, "views", lambda self, image: (calls.append(None), views(self, image))[1])
+    monkeypatch.setattr(Preprocess, "views", lambda self, image, canvas: (calls.append(None), views(self, image, canvas))[1])
     return lambda: len(calls)
 
 

@@ -20,6 +20,7 @@ from llavakit.preprocess import Preprocess
 from llavakit.processor import Processor
 from llavakit.processor_files import to_hf_messages
 from llavakit.prompts import TEMPLATES, spelled
+from llavakit.tiling import Tiling
 from llavakit.types import Conversation, Image, assistant, system, user
 from picture_files import encoded, noise
 from talks import conversations, ordinary
@@ -38,7 +39,7 @@ PUBLISHED_CHAT = (
 
 
 def make(name: str, template: str, **changes: Any) -> Processor:
-    fields: dict[str, Any] = {"preprocess": Preprocess(size=28), "patch_size": 14, "max_length": 777}
+    fields: dict[str, Any] = {"preprocess": Preprocess(size=28), "tiling": Tiling(side=28), "max_length": 777}
     return Processor(tokenizer=family(name), template=TEMPLATES[template], **fields | changes)
 
 
@@ -74,7 +75,7 @@ def test_what_was_saved_is_what_is_loaded(saved: tuple[Processor, Processor, Any
     assert isinstance(theirs, LlavaProcessor)
     assert after.template == before.template
     assert after.preprocess == before.preprocess
-    assert (after.patch_size, after.max_length, after.grid, after.stop_ids) == (14, 777, before.grid, before.stop_ids)
+    assert (after.tiling, after.max_length, after.stop_ids) == (before.tiling, 777, before.stop_ids)
 
 
 @given(conversation=conversations(ordinary) | conversations(ordinary, closed=False))
@@ -94,7 +95,7 @@ def test_transformers_makes_the_same_ids_and_pixels(saved: tuple[Processor, Proc
 
 
 def test_plain_and_the_class_feature_survive(tmp_path: Path) -> None:
-    make("legacy", "plain", class_token=True).save(tmp_path)
+    make("legacy", "plain", tiling=Tiling(side=28, class_token=True)).save(tmp_path)
     after, theirs = Processor.load(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     assert after.template == TEMPLATES["plain"]
     inputs = after.encode(Conversation((user(PICTURE, "Describe."), assistant("A cat."))), learn=True)
@@ -129,7 +130,7 @@ def test_published_folders_are_read(tmp_path: Path) -> None:
     processor = Processor.load(published(tmp_path))
     assert processor.template.name == "llava_hf"
     assert processor.preprocess == Preprocess(size=28, aspect="square")  # nothing says do_pad (spec 8, trap 2)
-    assert (processor.patch_size, processor.max_length, processor.grid.tokens) == (14, 1234, 4)
+    assert (processor.tiling, processor.max_length) == (Tiling(side=28), 1234)
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "plain"])

@@ -6,17 +6,14 @@ loads as it is. transformers' processor and generate are the reference throughou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from llavakit.checkpoint import store
@@ -26,24 +23,7 @@ from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES
 from llavakit.types import Conversation, Image, Sampling, assistant, user
 from tiny import tiny_config, tiny_processor
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama"},
-    "mistral": {"model_type": "mistral", "sliding_window": 24},
-    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
-}
-NEW = 32
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Twin:
-    """A folder written by transformers, its model there, and ours from the same folder."""
-
-    folder: Path
-    theirs: Any
-    reader: Any  # transformers' processor
-    ours: Llava
-    processor: Processor
+from twins import FAMILIES, NEW, Twin, apart, picture, their_inputs
 
 
 def make_twin(folder: Path, tokenizer: Any, family: str) -> Twin:
@@ -51,7 +31,7 @@ def make_twin(folder: Path, tokenizer: Any, family: str) -> Twin:
         tokenizer=tokenizer,
         template=TEMPLATES["llava_hf"],
         preprocess=tiny_processor(tokenizer).preprocess,
-        patch_size=14,
+        tiling=tiny_config(tokenizer).tiling,
         max_length=1024,
     )
     processor.save(folder)
@@ -70,11 +50,6 @@ def twin(request: pytest.FixtureRequest, tokenizer: Any, tmp_path_factory: pytes
     return make_twin(tmp_path_factory.mktemp("twin") / request.param, tokenizer, request.param)
 
 
-def picture(seed: int, width: int = 90, height: int = 60) -> PIL.Image.Image:
-    pixels = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    return PIL.Image.fromarray(pixels.numpy())
-
-
 PICTURES = (picture(0), picture(1, 50, 130))
 TALKS = {
     "one picture": Conversation.ask("What is this?", PICTURES[0]),
@@ -88,25 +63,6 @@ TALKS = {
         )
     ),
 }
-
-
-def messages(talk: Conversation) -> list[dict[str, Any]]:
-    """As a user of transformers writes them."""
-    return [
-        {"role": m.role, "content": [{"type": "image"}] * len(m.images) + [{"type": "text", "text": m.text.lstrip("\n")}]}
-        for m in talk.turns
-    ]
-
-
-def their_inputs(twin: Twin, talks: list[Conversation]) -> dict[str, Tensor]:
-    texts = twin.reader.apply_chat_template([messages(talk) for talk in talks], add_generation_prompt=True, tokenize=False)
-    pictures = [PIL.Image.frombytes("RGB", (p.source.width, p.source.height), p.source.rgb) for talk in talks for p in talk.images]  # type: ignore[union-attr]
-    return dict(twin.reader(text=texts, images=pictures or None, padding=True, return_tensors="pt"))
-
-
-def apart(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest number."""
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("talk", TALKS.values(), ids=TALKS)
@@ -211,9 +167,8 @@ def test_what_was_trained_here_loads_there(tokenizer: Any, tmp_path: Path, chang
         tokenizer=tokenizer,
         template=TEMPLATES["llava_hf"],
         preprocess=tiny_processor(tokenizer).preprocess,
-        patch_size=14,
+        tiling=model.config.tiling,
         max_length=1024,
-        class_token=model.config.select_feature == "cls_patch",
     )
     step_on(model, processor)
     store.save(model, processor, tmp_path / "trained")

@@ -12,6 +12,7 @@ from llavakit.images import Preprocess
 from llavakit.model.presets import ModelConfig, clip, llama
 from llavakit.processor import Processor
 from llavakit.prompts import CURIOUS_HUMAN, CURIOUS_USER, TEMPLATES
+from llavakit.tiling import Tiling
 
 CORPUS = (
     CURIOUS_USER,
@@ -59,5 +60,9 @@ def tiny_config(tokenizer: Any, **changes: Any) -> ModelConfig:
 
 def tiny_processor(tokenizer: Any) -> Processor:
     return Processor(
-        tokenizer=tokenizer, template=TEMPLATES["vicuna_v1"], preprocess=Preprocess(size=56, aspect="pad"), patch_size=14, max_length=1024
+        tokenizer=tokenizer,
+        template=TEMPLATES["vicuna_v1"],
+        preprocess=Preprocess(size=56, aspect="pad"),
+        tiling=Tiling(side=56),
+        max_length=1024,
     )

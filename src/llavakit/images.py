@@ -29,7 +29,7 @@ from llavakit import types
 from llavakit.errors import ImageError
 from llavakit.preprocess import Preprocess
 
-__all__ = ["LIMITS", "Limits", "Preprocess", "open_image", "read_bytes"]
+__all__ = ["LIMITS", "Limits", "Preprocess", "image_size", "open_image", "read_bytes"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -52,6 +52,7 @@ _TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = tuple(_TURNS[number] for number in (5, 6, 7, 8))  # width and height change places
 _ORIENTATION = 0x0112
 
 
@@ -88,6 +89,20 @@ def open_image(image: types.Image, limits: Limits = LIMITS) -> PIL.Image.Image:
     if animated:
         _animation(limits, where)
     return picture
+
+
+def image_size(image: types.Image, limits: Limits = LIMITS) -> tuple[int, int]:
+    """(width, height) that ``open_image`` will give, from the header alone. Raises what it raises."""
+    source = image.source
+    if isinstance(source, types.Pixels):
+        _check_size((source.width, source.height), limits, "image")
+        return source.width, source.height
+    where = str(source) if isinstance(source, Path) else "image"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened = _open_header(read_bytes(image, limits), limits, where)
+        sideways = opened.format != "TIFF" and _turn(opened) in _SIDEWAYS  # Pillow tells the upright size of a TIFF itself
+        return opened.size[::-1] if sideways else opened.size
 
 
 def read_bytes(image: types.Image, limits: Limits = LIMITS) -> bytes:
@@ -214,11 +229,15 @@ def _animation(limits: Limits, where: str) -> None:
     warnings.warn("a picture has several frames; only the first is seen", stacklevel=3)
 
 
-def _upright(opened: PIL.Image.Image) -> PIL.Image.Image:
+def _turn(opened: PIL.Image.Image) -> PIL.Image.Transpose | None:
     try:
-        turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
+        return _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
     except Exception:  # broken EXIF says nothing about orientation
-        turn = None
+        return None
+
+
+def _upright(opened: PIL.Image.Image) -> PIL.Image.Image:
+    turn = _turn(opened)
     return opened if turn is None else opened.transpose(turn)
 
 

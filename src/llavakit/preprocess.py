@@ -18,7 +18,7 @@ With a canvas (``tiling.Tiling.canvas``) the image is also scaled to fit it, lai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Aspect = Literal["square", "pad", "squash"]
 
+_TILED = "LlavaNextImageProcessor"
 _BICUBIC = PIL.Image.Resampling.BICUBIC
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -97,11 +98,14 @@ class Preprocess:
         levels: Floats = (scaled[None, :] - mean[:, None]) / std[:, None]
         return levels
 
-    def to_hf(self) -> dict[str, Any]:
-        """The contents of llava-hf's preprocessor_config.json."""
-        return {
-            "image_processor_type": "LlavaImageProcessor",
-            "do_pad": self.aspect == "pad",
+    def to_hf(self, canvases: Sequence[Size] = ()) -> dict[str, Any]:
+        """The contents of llava-hf's preprocessor_config.json. ``base_aspect`` is ours: transformers squashes the base of tiled models."""
+        own: dict[str, Any] = {"image_processor_type": "LlavaImageProcessor", "do_pad": self.aspect == "pad"}
+        if canvases:
+            points = [[height, width] for width, height in canvases]
+            own = {"image_processor_type": _TILED, "do_pad": True, "image_grid_pinpoints": points}
+            own |= {} if self.aspect == "squash" else {"base_aspect": self.aspect}
+        return own | {
             "do_convert_rgb": True,
             "do_resize": True,
             "size": {"shortest_edge": self.size},
@@ -121,6 +125,7 @@ class Preprocess:
         where = "preprocessor_config.json"
         size = _side(values.get("crop_size", 224))
         kind = str(values.get("image_processor_type", "LlavaImageProcessor"))
+        tiled = kind.startswith(_TILED)  # its do_pad makes batches, not squares
         pads = bool(values.get("do_pad", False)) and kind.startswith("LlavaImageProcessor")
         resize = values.get("size", size)
         squashes = isinstance(resize, Mapping) and bool(resize.get("height")) and not pads  # both edges at once, nothing to crop
@@ -132,7 +137,8 @@ class Preprocess:
                 ("resample", values.get("resample", 3) == 3),
                 ("rescale_factor", abs(values.get("rescale_factor", 1 / 255) - 1 / 255) < 1e-9),
                 *((flag, values.get(flag, True) is True) for flag in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")),
-                ("image_processor_type", kind.startswith(("LlavaImageProcessor", "CLIPImageProcessor", "CLIPFeatureExtractor"))),
+                ("image_processor_type", kind.startswith((_TILED, "LlavaImageProcessor", "CLIPImageProcessor", "CLIPFeatureExtractor"))),
+                ("base_aspect", not tiled or values.get("base_aspect", "squash") in ("squash", "pad", "square")),
             )
             if not wanted
         ]
@@ -144,7 +150,8 @@ class Preprocess:
                 remedy="LLaVA resizes bicubically to the shortest edge, crops a square of that size, rescales and normalises",
             )
         mean, std = tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD))
-        return Preprocess(size=size, aspect="pad" if pads else "square", mean=mean, std=std)
+        aspect = values.get("base_aspect", "squash") if tiled else "pad" if pads else "square"
+        return Preprocess(size=size, aspect=aspect, mean=mean, std=std)
 
 
 def _side(value: Any) -> int:

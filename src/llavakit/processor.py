@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -27,13 +27,14 @@ from torch import Tensor
 
 from llavakit import processor_files
 from llavakit.errors import CheckpointError, ContextError, ImageError, PromptError
-from llavakit.images import LIMITS, Limits, open_image, read_bytes
+from llavakit.images import LIMITS, Limits, image_size, open_image, read_bytes
 from llavakit.pieces import Pieces
 from llavakit.preprocess import Floats, Preprocess
 from llavakit.prompts import Segment, Template
-from llavakit.tiling import Grid
+from llavakit.tiling import Grid, Tiling
 from llavakit.types import Conversation, Image, Pixels
 
+T = TypeVar("T")
 IGNORED = -100
 CACHE_BYTES = 1 << 26
 
@@ -78,22 +79,21 @@ class Processor:
         tokenizer: Any,
         template: Template,
         preprocess: Preprocess,
-        patch_size: int,
+        tiling: Tiling,
         image_token: str = "<image>",
         max_length: int,
         image_pieces: Literal["hf", "original"] = "hf",
-        class_token: bool = False,
         limits: Limits = LIMITS,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.tokenizer = tokenizer
         self.preprocess = preprocess
-        self.patch_size = patch_size
+        self.tiling = tiling
         self.image_token = image_token
         self.max_length = max_length
         self.image_pieces = image_pieces
         self.limits = limits
-        self.grid = Grid.single(preprocess.size, patch_size, class_token=class_token)
+        assert preprocess.size == tiling.side, f"views of {preprocess.size} pixels for tiles of {tiling.side}"
         self._pieces = Pieces(tokenizer, image_token)
         self.template = self._pieces.known_end(template)
         self.cache = ViewCache(cache_bytes)
@@ -115,27 +115,34 @@ class Processor:
         """One example. ``learn``: a closed conversation with the labels of its replies; otherwise an open one, to be answered.
 
         ``room``: tokens that must remain free for the reply. Raises PromptError, ImageError, and ContextError (code
-        context_length_exceeded) before any picture is opened; nothing is ever cut.
+        context_length_exceeded) before any picture is decoded; nothing is ever cut.
         """
         if conversation.open is learn and conversation.turns:
             raise _wrong_end(conversation, learn)
         ids: list[int] = []
         labels: list[int] = []
-        for new, learned in self._encoded(self.template.render(conversation)):
+        grids = self._grids(conversation.images)
+        for new, learned in self._encoded(self.template.render(conversation), grids):
             ids += new
             labels += new if learned and learn else [IGNORED] * len(new)
-        grids = (self.grid,) * len(conversation.images)
         self._check_length(len(ids), sum(grid.tokens for grid in grids), room)
-        views = self._views(conversation.images, keep=not learn)
+        views = self._views(conversation.images, grids, keep=not learn)
         return Inputs(torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long), views, grids)
 
-    def _encoded(self, segments: Iterable[Segment]) -> Iterator[tuple[list[int], bool]]:
+    def _grids(self, images: Sequence[Image]) -> tuple[Grid, ...]:
+        """How each picture will be cut. Without canvases its size does not matter, and nothing is read."""
+        if not self.tiling.canvases:
+            return (self.tiling.grid(1, 1),) * len(images)
+        return tuple(self.tiling.grid(*_told(index, image, partial(image_size, image, self.limits))) for index, image in enumerate(images))
+
+    def _encoded(self, segments: Iterable[Segment], grids: Sequence[Grid]) -> Iterator[tuple[list[int], bool]]:
         """(ids, learned) in order. Words are gathered up to the next special token and encoded together."""
         yield self._pieces.head, False
         words: list[tuple[str, bool]] = []
         first = True
+        pictured = iter(grids)
         for segment in segments:
-            for text, tokens in self._atoms(segment):
+            for text, tokens in self._atoms(segment, pictured):
                 if tokens:
                     yield from self._pieces.encode(words, first=first)
                     yield tokens, segment.learned
@@ -146,10 +153,10 @@ class Processor:
                     words.append((text, segment.learned))
         yield from self._pieces.encode(words, first=first)
 
-    def _atoms(self, segment: Segment) -> Iterator[tuple[str, list[int]]]:
+    def _atoms(self, segment: Segment, grids: Iterator[Grid]) -> Iterator[tuple[str, list[int]]]:
         """A segment as words (no ids yet) and special tokens (their ids)."""
         if segment.kind == "image":
-            yield segment.text, [self.image_token_id] * self.grid.tokens
+            yield segment.text, [self.image_token_id] * next(grids).tokens
         elif segment.kind == "text":
             yield segment.text, []
         else:
@@ -167,21 +174,19 @@ class Processor:
                 remedy="shorten it, send fewer pictures, or ask for a shorter reply",
             )
 
-    def _views(self, images: Sequence[Image], *, keep: bool) -> Tensor:
+    def _views(self, images: Sequence[Image], grids: Sequence[Grid], *, keep: bool) -> Tensor:
         """(sum V, 3, S, S). A picture asked about is likely to be asked about again, so its views are kept; training goes on to others."""
         made: list[Floats] = []
-        for index, image in enumerate(images):
+        for index, (image, grid) in enumerate(zip(images, grids, strict=True)):
             make = partial(self._make_views, image)
-            try:
-                made.append(self.cache.get(digest(image, self.limits), make) if keep else make())
-            except ImageError as error:
-                where = error.where if isinstance(image.source, Path) else f"images[{index}]"
-                raise ImageError(error.what, code=error.code, where=where, remedy=error.remedy) from error
+            made.append(_told(index, image, partial(self.cache.get, digest(image, self.limits), make) if keep else make))
+            assert len(made[-1]) == grid.views, f"{len(made[-1])} views for {grid}"
         size = self.preprocess.size
         return torch.from_numpy(np.concatenate(made)) if made else torch.zeros(0, 3, size, size)
 
     def _make_views(self, image: Image) -> Floats:
-        return self.preprocess.views(open_image(image, self.limits))
+        opened = open_image(image, self.limits)
+        return self.preprocess.views(opened, self.tiling.canvas(*opened.size))
 
     def collate(self, inputs: Sequence[Inputs], *, side: Literal["left", "right"]) -> Batch:
         """Pad to the longest: "right" for training, "left" for generation, where all rows must end together."""
@@ -214,10 +219,11 @@ class Processor:
             max_length=self.max_length,
             values={
                 "image_token": self.image_token,
-                "patch_size": self.patch_size,
-                "vision_feature_select_strategy": "full" if self.grid.class_token else "default",
+                "patch_size": self.tiling.patch,
+                "vision_feature_select_strategy": "full" if self.tiling.class_token else "default",
                 "num_additional_image_tokens": 1,
             },
+            canvases=self.tiling.canvases,
         )
 
     @staticmethod
@@ -232,10 +238,9 @@ class Processor:
             tokenizer=tokenizer,
             template=template or files.template(tokenizer),
             preprocess=Preprocess.from_hf(files.preprocessor),
-            patch_size=files.patch_size,
+            tiling=files.tiling,
             image_token=files.image_token,
             max_length=max_length or files.max_length(tokenizer),
-            class_token=files.class_token,
         )
 
 
@@ -276,6 +281,15 @@ def digest(image: Image, limits: Limits = LIMITS) -> str:
     """A digest of the picture's content: its encoded bytes, or its pixels with their shape."""
     shape = f"{image.source.width}x{image.source.height}" if isinstance(image.source, Pixels) else "file"
     return hashlib.blake2b(read_bytes(image, limits), digest_size=20, person=b"views", salt=shape.encode()[:16]).hexdigest()
+
+
+def _told(index: int, image: Image, read: Callable[[], T]) -> T:
+    """``read()``; an error about a picture that has no name of its own says which of the conversation it is."""
+    try:
+        return read()
+    except ImageError as error:
+        where = error.where if isinstance(image.source, Path) else f"images[{index}]"
+        raise ImageError(error.what, code=error.code, where=where, remedy=error.remedy) from error
 
 
 def _wrong_end(conversation: Conversation, learn: bool) -> PromptError:

@@ -10,7 +10,7 @@ config.json                               read only, for the context length
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,30 @@ from typing import Any
 from llavakit.errors import CheckpointError, PromptError
 from llavakit.preprocess import Preprocess
 from llavakit.prompts import TEMPLATES, Template, spelled
+from llavakit.tiling import Size, Tiling, pinpoints
 from llavakit.types import Conversation, Image, Pixels, Text, assistant, system, user
 
 _NO_LENGTH = 10**6  # transformers writes 1e30 where a tokenizer names no length
 _USUAL_LENGTH = 4096  # Vicuna v1.5 (spec 1.3)
 
 
-def write(folder: Path, *, tokenizer: Any, template: Template, preprocess: Preprocess, max_length: int, values: Mapping[str, Any]) -> None:
+def write(
+    folder: Path,
+    *,
+    tokenizer: Any,
+    template: Template,
+    preprocess: Preprocess,
+    max_length: int,
+    values: Mapping[str, Any],
+    canvases: Sequence[Size] = (),
+) -> None:
     """Write all files but config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    named = {"processor_class": "LlavaProcessor"}
+    named = {"processor_class": "LlavaNextProcessor" if canvases else "LlavaProcessor"}
     kept = {name: value for name, value in _json(folder / "tokenizer_config.json").items() if name != "chat_template"}
     _write_json(folder / "tokenizer_config.json", {**kept, **named, "model_max_length": max_length})
-    _write_json(folder / "preprocessor_config.json", {**preprocess.to_hf(), **named})
+    _write_json(folder / "preprocessor_config.json", {**preprocess.to_hf(canvases), **named})
     _write_json(folder / "processor_config.json", {**named, **values})
     (folder / "chat_template.jinja").write_text(template.jinja(), "utf-8")
 
@@ -74,8 +84,18 @@ class Files:
         )
 
     @property
-    def patch_size(self) -> int:
-        return int(self.processor.get("patch_size") or self.config.get("vision_config", {}).get("patch_size") or 14)
+    def tiling(self) -> Tiling:
+        """The rule for tiles: the model's config.json where it is one of a tiled model, the preprocessor's own list otherwise."""
+        side = Preprocess.from_hf(self.preprocessor).size
+        points = self.config.get("image_grid_pinpoints") or self.preprocessor.get("image_grid_pinpoints")
+        return Tiling(
+            side=side,
+            patch=int(self.processor.get("patch_size") or self.config.get("vision_config", {}).get("patch_size") or 14),
+            canvases=pinpoints(points, side=side, height_first=True) if points else (),
+            merge=self.config.get("merge") or ("spatial_unpad" if points else "flat"),
+            arithmetic=self.config.get("arithmetic") or "transformers",
+            class_token=self.class_token,
+        )
 
     @property
     def image_token(self) -> str:

@@ -16,6 +16,7 @@ PREFIXES: tuple[tuple[str, str], ...] = (
     ("model.vision_tower.vision_model.", "vision_tower.vision_model."),  # B
     ("model.vision_tower.", "vision_tower.vision_model."),  # C
     ("model.multi_modal_projector.", "multi_modal_projector."),  # B, C
+    ("model.image_newline", "image_newline"),  # B, C
     ("vision_tower.vision_model.", "vision_tower.vision_model."),  # A
     ("vision_tower.", "vision_tower.vision_model."),  # written by transformers 5
 )

@@ -64,14 +64,16 @@ def check_pair(config: ModelConfig, processor: Processor, *, where: str) -> None
             f"{processor.image_token} is token {ids} of the tokenizer but {config.image_token_id} in {files.CONFIG}",
         ),
         (
-            processor.grid.tokens != config.view_tokens,
-            f"the processor counts {processor.grid.tokens} tokens a view but the tower gives {config.view_tokens}",
+            processor.tiling.grid(1, 1).view_tokens != config.view_tokens,
+            f"the processor counts {processor.tiling.grid(1, 1).view_tokens} tokens a view but the tower gives {config.view_tokens}",
         ),
         (
             processor.preprocess.size != config.image_size,
             f"the processor makes views of {processor.preprocess.size} pixels but the tower takes {config.image_size}",
         ),
     ]
+    if not any(is_wrong for is_wrong, _ in wrong) and processor.tiling != config.tiling:
+        wrong.append((True, f"the processor cuts pictures by {processor.tiling}, the model joins them by {config.tiling}"))
     found = "; ".join(text for is_wrong, text in wrong if is_wrong)
     if found:
         raise CheckpointError(found, code="processor_mismatch", where=where, remedy="take tokenizer, processor and config of one model")

@@ -109,11 +109,10 @@ def load_processor(model: Path | None, template: str | None) -> Processor:
         tokenizer=processor.tokenizer,
         template=TEMPLATES[template],
         preprocess=processor.preprocess,
-        patch_size=processor.patch_size,
+        tiling=processor.tiling,
         image_token=processor.image_token,
         max_length=processor.max_length,
         image_pieces=processor.image_pieces,
-        class_token=processor.grid.class_token,
     )
 
 

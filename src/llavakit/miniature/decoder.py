@@ -26,6 +26,7 @@ from llavakit.prompts import TEMPLATES
 from llavakit.scenes.questions import pick
 from llavakit.scenes.statements import article, captions, where
 from llavakit.scenes.world import Scene, scenes
+from llavakit.tiling import Tiling
 from llavakit.train.attention import use_fast_attention
 from llavakit.train.optim import Kind, Optimizer, factor
 from llavakit.types import Conversation, Message, assistant, user
@@ -165,7 +166,7 @@ def run(words: Sequence[str] = ()) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     sight = Preprocess(size=112, aspect="pad")  # no picture will come; a processor is told one all the same
     template = TEMPLATES["vicuna_v1"]
-    processor = Processor(tokenizer=tokenizer, template=template, preprocess=sight, patch_size=14, max_length=config.positions)
+    processor = Processor(tokenizer=tokenizer, template=template, preprocess=sight, tiling=Tiling(side=112), max_length=config.positions)
     config.out.mkdir(parents=True, exist_ok=True)
     log = config.out / "metrics.jsonl"
     log.unlink(missing_ok=True)

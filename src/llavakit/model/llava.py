@@ -1,8 +1,8 @@
 """LLaVA: a vision tower, a projector and a language model that reads projected features as tokens (spec 1.1, 1.8).
 
-    views V.3.S.S --tower--> features V.P.D --projector--> V.P.H --+ rows, in reading order
-    input_ids B.T --embedding table--> B.T.H ----------------------+--> language model --> B.T.H --head--> logits
-                     image positions hold a placeholder id         filled by mask
+    views V.3.S.S --tower--> features V.P.D --projector--> V.P.H --merge--> rows, in reading order --+
+    input_ids B.T --embedding table--> B.T.H --------------------------------------------------------+--> language model --head--> logits
+                     image positions hold a placeholder id                               filled by mask
 
 How many tokens a picture takes was counted by ``tiling.Grid`` before; here the two counts are only compared. Image tokens have ordinary
 consecutive positions and the causal mask. Parameter names are the names in published llava-hf files (spec 1.7, spelling A).
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llavakit.errors import PromptError
+from llavakit.model.merge import merge
 from llavakit.model.presets import ModelConfig
 from llavakit.model.projector import Projector
 from llavakit.model.vision import VisionTower
@@ -55,6 +56,8 @@ class Llava(nn.Module):
             config.projector, vision_width=int(config.vision["hidden_size"]), text_width=int(text.hidden_size)
         )
         self.language_model: Any = AutoModelForCausalLM.from_config(text)  # with the attention transformers finds best
+        width = int(text.hidden_size)
+        self.image_newline = nn.Parameter(torch.randn(width) / width**0.5) if config.has_newline else None  # spec 1.5
 
     @property
     def device(self) -> torch.device:
@@ -84,11 +87,10 @@ class Llava(nn.Module):
         embeddings: Tensor = self._table(batch.input_ids)
         places_bt = batch.input_ids == self.config.image_token_id
         placeholders, counted = int(places_bt.sum()), sum(grid.tokens for grid in batch.grids)
-        produced = batch.views.shape[0] * self.config.view_tokens
-        if not placeholders == counted == produced:
+        expected, views = sum(grid.views for grid in batch.grids), batch.views.shape[0]
+        if placeholders != counted or views != expected:
             raise PromptError(
-                f"{placeholders} image tokens in the text, {counted} counted for {len(batch.grids)} images, "
-                f"{produced} from {batch.views.shape[0]} views",
+                f"{placeholders} image tokens in the text, {counted} counted for {len(batch.grids)} images; {views} views of {expected}",
                 code="image_token_count",
                 remedy="encode the conversation with this model's own processor",
             )
@@ -96,8 +98,10 @@ class Llava(nn.Module):
             return embeddings
         # In training a batch without pictures reads a blank view and keeps nothing of it (spec 1.8): tower and projector then get a
         # gradient of zero, not none, as distributed training needs.
-        views = batch.views if placeholders else batch.views.new_zeros(1, 3, self.config.image_size, self.config.image_size)
-        rows = self.encode_views(views).flatten(0, 1)[:placeholders]
+        grid = replace(self.config.tiling, canvases=()).grid(1, 1)
+        blank = batch.views.new_zeros(1, 3, self.config.image_size, self.config.image_size)
+        views, grids = (batch.views, batch.grids) if batch.grids else (blank, (grid,))
+        rows = merge(self.encode_views(views), grids, self.image_newline)[:placeholders]
         return embeddings.masked_scatter(places_bt[..., None], rows.to(embeddings.device, embeddings.dtype))
 
     def forward(self, batch: Batch, *, full_logits: bool = False) -> Output:

@@ -1,6 +1,6 @@
-"""What a model is made of, as one value, and the table of released ones.
+"""What a model is made of, as one value.
 
-``ModelConfig`` holds the tower's and the language model's own transformers fields, and the four facts that join them. It reads and
+``ModelConfig`` holds the tower's and the language model's own transformers fields, and the facts that join them. It reads and
 writes ``config.json`` of the llava-hf layout, so transformers builds the same model from the same file.
 
     config.json                                   ModelConfig
@@ -10,35 +10,47 @@ writes ``config.json`` of the llava-hf layout, so transformers builds the same m
     vision_feature_layer                          select_layer
     vision_feature_select_strategy                select_feature    "default" drops the CLS row, "full" keeps it
     projector_type (ours; absent: mlp2x_gelu)     projector         see ``to_hf`` for the linear one
+    image_grid_pinpoints (height, width)          canvases          model_type llava_next only, whose merge is spatial_unpad
+    merge, arithmetic (ours; absent: see above)   merge, arithmetic
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from llavakit.errors import CheckpointError
+from llavakit.tiling import MERGES, Arithmetic, Merge, Size, Tiling, pinpoints
 
 ProjectorKind = Literal["linear", "mlp2x_gelu"]
 SelectFeature = Literal["patch", "cls_patch"]
 
-ARCHITECTURE = "LlavaForConditionalGeneration"
+ONE_VIEW, TILED = "llava", "llava_next"  # model types
+ARCHITECTURES = {ONE_VIEW: "LlavaForConditionalGeneration", TILED: "LlavaNextForConditionalGeneration"}
 _STRATEGY: Mapping[SelectFeature, str] = {"patch": "default", "cls_patch": "full"}
 _FEATURE: Mapping[str, SelectFeature] = {strategy: feature for feature, strategy in _STRATEGY.items()}
+_MERGE: Mapping[str, Merge] = {ONE_VIEW: "flat", TILED: "spatial_unpad"}  # what transformers does, unless the file says more
 _ACTIVATION: Mapping[ProjectorKind, str] = {"mlp2x_gelu": "gelu", "linear": "linear"}
 _NOT_ARCHITECTURE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "_attn_implementation")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A LLaVA-1.5 model without its weights. Raises CheckpointError ``bad_config`` when the parts do not fit."""
+    """A LLaVA without its weights. Raises CheckpointError ``bad_config`` when the parts do not fit.
+
+    ``canvases``, ``merge`` and ``arithmetic`` are those of ``tiling.Tiling``; LLaVA v1 and 1.5 have no canvases and merge "flat".
+    """
 
     vision: Mapping[str, Any]
     text: Mapping[str, Any]
     projector: ProjectorKind = "mlp2x_gelu"
     select_layer: int = -2
     select_feature: SelectFeature = "patch"
+    canvases: tuple[Size, ...] = ()
+    merge: Merge = "flat"
+    arithmetic: Arithmetic = "transformers"
     image_token_id: int
 
     def __post_init__(self) -> None:
@@ -49,6 +61,9 @@ class ModelConfig:
             raise _wrong("projector", f"'{self.projector}' is no projector", remedy=f"use one of {', '.join(_ACTIVATION)}")
         if self.select_feature not in _STRATEGY:
             raise _wrong("select_feature", f"'{self.select_feature}' is no selection", remedy=f"use one of {', '.join(_STRATEGY)}")
+        if self.merge not in MERGES:
+            raise _wrong("merge", f"'{self.merge}' is no way to merge", remedy=f"use one of {', '.join(MERGES)}")
+        assert self.tiling.side == self.image_size  # made here, so that canvases that do not fit are told here
         if not 0 <= self.image_token_id < self.rows:
             raise _wrong("image_token_index", f"the image token is {self.image_token_id} but the vocabulary has {self.rows} rows")
 
@@ -62,10 +77,23 @@ class ModelConfig:
         """Side of a patch in pixels."""
         return int(self.vision["patch_size"])
 
+    @cached_property
+    def tiling(self) -> Tiling:
+        """The rule from an image's size to its views and tokens."""
+        return Tiling(
+            side=self.image_size, patch=self.patch_size, canvases=self.canvases, merge=self.merge, arithmetic=self.arithmetic,
+            class_token=self.select_feature == "cls_patch",
+        )  # fmt: skip
+
     @property
     def view_tokens(self) -> int:
         """Tokens that one view takes: its patches, and the CLS row where it is kept."""
         return (self.image_size // self.patch_size) ** 2 + (self.select_feature == "cls_patch")
+
+    @property
+    def has_newline(self) -> bool:
+        """Whether there is a row-end vector, ``image_newline``."""
+        return self.merge == "spatial_unpad"
 
     @property
     def rows(self) -> int:
@@ -83,14 +111,18 @@ class ModelConfig:
         transformers knows no linear projector, so one is written as its two-layer projector without a non-linearity, whose
         second layer is the identity (``checkpoint.store`` writes those weights): the same function, exactly.
         """
-        marked = {} if self.projector == "mlp2x_gelu" else {"projector_type": self.projector}
+        kind = TILED if self.canvases else ONE_VIEW
+        usual: dict[str, Any] = {"projector_type": "mlp2x_gelu", "merge": _MERGE[kind], "arithmetic": "transformers"}
+        marked = {"projector_type": self.projector, "merge": self.merge, "arithmetic": self.arithmetic}
+        tiled = {"image_grid_pinpoints": [[height, width] for width, height in self.canvases]} if self.canvases else {}
         return {
-            "architectures": [ARCHITECTURE],
-            "model_type": "llava",
+            "architectures": [ARCHITECTURES[kind]],
+            "model_type": kind,
+            **tiled,
             "image_token_index": self.image_token_id,
             "image_seq_length": self.view_tokens,
             "projector_hidden_act": _ACTIVATION[self.projector],
-            **marked,
+            **{name: value for name, value in marked.items() if value != usual[name]},
             "multimodal_projector_bias": True,
             "vision_feature_layer": self.select_layer,
             "vision_feature_select_strategy": _STRATEGY[self.select_feature],
@@ -107,10 +139,11 @@ class ModelConfig:
         ``bad_config`` for fields that transformers refuses.
         """
         _check_kind(fields)
-        from transformers import LlavaConfig
+        from transformers import LlavaConfig, LlavaNextConfig
 
+        make = LlavaNextConfig if fields["model_type"] == TILED else LlavaConfig
         try:
-            whole = LlavaConfig(**{name: value for name, value in fields.items() if name not in _NOT_ARCHITECTURE})
+            whole = make(**{name: value for name, value in fields.items() if name not in _NOT_ARCHITECTURE})
             vision, text = whole.vision_config.to_dict(), whole.text_config.to_dict()
         except Exception as error:  # transformers raises as many kinds as there are fields
             raise _wrong("config.json", f"transformers refuses it: {str(error).strip().splitlines()[-1]}") from error
@@ -123,19 +156,29 @@ class ModelConfig:
             projector=projector,
             select_layer=whole.vision_feature_layer,
             select_feature=_FEATURE[whole.vision_feature_select_strategy],
+            canvases=_canvases(whole, int(vision["image_size"])),
+            merge=fields.get("merge", _MERGE[whole.model_type]),
+            arithmetic=fields.get("arithmetic", "transformers"),
             image_token_id=whole.image_token_index,
         )
 
 
+def _canvases(whole: Any, side: int) -> tuple[Size, ...]:
+    return pinpoints(whole.image_grid_pinpoints, side=side, height_first=True) if whole.model_type == TILED else ()
+
+
 def _check_kind(fields: Mapping[str, Any]) -> None:
-    """Only LLaVA-1.5 in the llava-hf layout passes; the original's config may say model_type 'llava' too (spec trap 22)."""
+    """Only the llava-hf layout passes; the original's config may say model_type 'llava' too (spec trap 22)."""
     if "mm_vision_tower" in fields or "mm_projector_type" in fields:
         raise CheckpointError(
             "a checkpoint in the original LLaVA layout", code="original_layout", where="config.json", remedy="use its llava-hf conversion"
         )
-    if fields.get("model_type") != "llava":
+    if fields.get("model_type") not in ARCHITECTURES:
         raise CheckpointError(
-            f"a model of type {fields.get('model_type')!r}", code="unsupported_model", where="config.json", remedy="give a llava model"
+            f"a model of type {fields.get('model_type')!r}",
+            code="unsupported_model",
+            where="config.json",
+            remedy=f"give a model of type {' or '.join(ARCHITECTURES)}",
         )
 
 

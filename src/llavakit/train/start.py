@@ -96,10 +96,9 @@ def model_and_processor(config: TrainConfig, resumed: Path | None) -> tuple[Llav
         tokenizer=tokenizer,
         template=template(config.template),
         preprocess=preprocess,
-        patch_size=model.config.patch_size,
+        tiling=model.config.tiling,
         image_token=token,
         max_length=config.max_length,
-        class_token=model.config.select_feature == "cls_patch",
     )
     return model, processor
 
