@@ -124,7 +124,8 @@ def table(seen: Sequence[Score], unseen: Sequence[Score], chance: dict[str, floa
     blanks = {s.kind: s for s in (*unseen, overall(unseen))}
     for s in (*seen, overall(seen)):
         guess = f"{100 * chance[s.kind]:.0f} %" if s.kind in chance else ""
+        name = "all but small" if s.kind == "overall" else s.kind
         lines.append(
-            f"| {s.kind} | {s.total} | {100 * s.share:.1f} % ± {100 * s.half_width:.1f} | {100 * blanks[s.kind].share:.1f} % | {guess} |"
+            f"| {name} | {s.total} | {100 * s.share:.1f} % ± {100 * s.half_width:.1f} | {100 * blanks[s.kind].share:.1f} % | {guess} |"
         )
     return "\n".join(lines)
