@@ -148,8 +148,9 @@ class ModelConfig:
         except Exception as error:  # transformers raises as many kinds as there are fields
             raise _wrong("config.json", f"transformers refuses it: {str(error).strip().splitlines()[-1]}") from error
         projector = fields.get("projector_type", "mlp2x_gelu")
-        if not isinstance(vision.get("image_size"), int):  # transformers accepts null here
-            raise _wrong("config.json", f"vision_config.image_size is {vision.get('image_size')!r}, not a number of pixels")
+        for side in ("image_size", "patch_size"):
+            if not isinstance(vision.get(side), int):  # transformers accepts null here
+                raise _wrong("config.json", f"vision_config.{side} is {vision.get(side)!r}, not a number of pixels")
         _check_supported(whole, vision, projector)
         text["tie_word_embeddings"] = bool(whole.tie_word_embeddings)  # the outer field decides, and may come from the inner one
         return ModelConfig(
