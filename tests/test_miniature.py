@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavakit.miniature import decoder, tokenizer, tower
+from llavakit.miniature.close_ups import close_up, close_ups
 from llavakit.miniature.pictures import gallery
-from llavakit.scenes.statements import statements
-from llavakit.scenes.world import make_scene
+from llavakit.scenes.statements import near_misses, statements
+from llavakit.scenes.world import Sign, make_scene
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +70,12 @@ def test_the_truth_table_is_exact(learned: Any) -> None:
         assert (own[row] * (1 - truth[row])).sum() >= 1
 
 
-def test_the_tower_learns_and_transformers_loads_it(words: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("close", ["0", "0.5"])
+def test_the_tower_learns_and_transformers_loads_it(words: Path, tmp_path: Path, close: str) -> None:
     from transformers import CLIPVisionModel
 
     small = ["size=56", "width=32", "heads=2", "layers=2", "text_width=32", "dimension=32", "scenes=64", "steps=200", "batch=16"]
-    folder = tower.run([f"out={tmp_path}", f"tokenizer={words}", "warmup=20", *small])
+    folder = tower.run([f"out={tmp_path}", f"tokenizer={words}", "warmup=20", f"close_ups={close}", *small])
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
     model = CLIPVisionModel.from_pretrained(folder)
@@ -96,3 +99,36 @@ def test_the_told_scene_holds_every_answer() -> None:
         text = decoder.told(scene, random.Random(seed))
         assert all(f"{t.size} {t.name}" in text for t in scene.things)
         assert all(s.text in text for s in scene.signs)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_a_close_up_shows_its_signs_where_it_says(seed: int) -> None:
+    scene = make_scene(seed)
+    shown, picture = close_up(scene, 112)
+    assert picture.size == (112, 112)
+    assert (shown.things, shown.seed) == ((), seed)
+    assert close_up(scene, 112) == (shown, picture)
+    for sign in shown.signs:
+        half_w, half_h = (2 * half for half in sign_in_a_whole_picture(sign).half_extent())
+        assert half_w <= sign.x <= 1 - half_w
+        assert half_h <= sign.y <= 1 - half_h
+        left, right = round(112 * (sign.x - 0.8 * half_w)), round(112 * (sign.x + 0.8 * half_w))
+        row = picture.crop((left, round(112 * sign.y) - 2, right, round(112 * sign.y) + 2)).convert("L").getextrema()
+        assert row[1] - row[0] > 80, "ink on a plate"
+
+
+def sign_in_a_whole_picture(sign: Sign) -> Sign:
+    return replace(sign, type="small")
+
+
+def test_close_ups_are_told_by_their_signs_alone() -> None:
+    windows = close_ups("train", 30, size=112, start=500, workers=1)
+    assert windows.pixels.shape == (30, 3, 112, 112)
+    rng = random.Random(0)
+    for scene in windows.scenes:
+        truth = statements(scene)
+        assert bool(truth) == bool(scene.signs)
+        if truth:
+            assert all("print" not in words for words in truth), "print in a window can be read"
+            assert not set(near_misses(scene, rng, 8, truth)) & truth

@@ -264,7 +264,7 @@ class TrainConfig:
     start: Path | None = None
     "A native checkpoint to start from."
     tower: Path | None = None
-    "Without start: a folder holding a CLIP vision model."
+    "A folder holding a CLIP vision model; with start, it takes the place of the checkpoint's own."
     decoder: Path | None = None
     "Without start: a folder holding a causal language model and its tokenizer."
     projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from weights import equal, weights
@@ -262,12 +263,37 @@ def test_a_folder_that_is_no_part_is_named(parts: tuple[Path, Path], tmp_path: P
     assert (caught.value.code, caught.value.where) == ("bad_part", str(tmp_path))
 
 
+def test_a_tower_given_with_a_checkpoint_takes_the_place_of_its_own(
+    parts: tuple[Path, Path], tiny_model_dir: Path, finetune: TrainConfig
+) -> None:
+    tower = load_file(parts[0] / "model.safetensors")
+    after = weights(train(replace(finetune, tower=parts[0], steps=1)).checkpoint)
+    stored = {name.removeprefix("vision_tower.vision_model."): value for name, value in after.items() if name.startswith("vision_tower.")}
+    named = {name.removeprefix("vision_model."): value for name, value in tower.items()}
+    assert stored.keys() == named.keys()
+    assert all(torch.equal(stored[name].float(), named[name].float()) for name in named)
+    assert not equal(stored, {name.removeprefix("vision_tower.vision_model."): v for name, v in weights(tiny_model_dir).items()})
+
+
+def test_a_tower_of_another_shape_is_refused(finetune: TrainConfig, tmp_path: Path) -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    CLIPVisionModel(
+        CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, image_size=28, patch_size=14)
+    ).save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError) as caught:
+        train(replace(finetune, tower=tmp_path / "other"))
+    assert caught.value.code == "bad_part"
+    assert "embedding" in caught.value.what
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "where"),
     [
         ({"data": None}, "missing_option", "data"),
         ({"start": None}, "missing_option", "start"),
-        ({"tower": Path("x")}, "bad_value", "start"),
+        ({"decoder": Path("x")}, "bad_value", "start"),
+        ({"tower": Path("x")}, "bad_part", "x"),
         ({"template": "vicuna"}, "bad_value", "template"),
         ({"start": Path("/nowhere")}, None, ""),
         ({"data": Path("/nowhere.json")}, "bad_file", "/nowhere.json"),

@@ -24,17 +24,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llavakit.config import parse, save
+from llavakit.miniature.close_ups import close_ups
 from llavakit.miniature.pictures import Gallery, gallery
 from llavakit.scenes.statements import NUMBERS, ORDER, SIDES, near_misses, statement_groups, statements
 from llavakit.scenes.world import Scene
 from llavakit.train.optim import Kind, Optimizer, factor
 
+CLOSE_UPS = 20_000_000  # where in the split their scenes begin: far from the pictures'
 GROUP_WEIGHTS = (0.38, 0.44, 0.12, 0.06)  # things, signs, pairs, counts
 
 
@@ -86,6 +89,8 @@ class TowerConfig:
     """false: the pooled vector alone meets the text, as in plain CLIP"""
     letters: bool = True
     """false: printed text is stated whole only, never letter by letter"""
+    close_ups: float = 0.0
+    """share of a batch's pictures that are close-ups of small print, for towers that will see tiles (AnyRes)"""
     start: Path | None = None
     """folder of a stopped run whose weights to go on from"""
     stop: int | None = None
@@ -171,6 +176,8 @@ class Statements:
         if not self.config.letters:
             groups[1] = [words for words in groups[1] if words.split()[0] not in ORDER]
         weights = [w if g else 0.0 for w, g in zip(GROUP_WEIGHTS, groups, strict=True)]
+        if not any(groups):
+            return []  # a close-up of nothing
         chosen = [rng.choice(rng.choices(groups, weights)[0]) for _ in range(self.config.true_statements)]
         wrong = near_misses(scene, rng, self.config.false_statements, truth) if self.config.misses else []
         return [*chosen, *wrong]
@@ -237,7 +244,10 @@ def train_tower(config: TowerConfig, tokenizer: Any, *, log: Path | None = None,
     if config.start is not None:
         model.load_state_dict(load_file(config.start / "clip.safetensors"))
     pictures = gallery("train", config.scenes, size=config.size)
-    held_out = gallery("test", 512, size=config.size, start=10_000_000)
+    windows = close_ups("train", config.scenes // 2 if config.close_ups else 0, size=config.size, start=CLOSE_UPS)
+    held_out = {"": gallery("test", 512, size=config.size, start=10_000_000)}
+    if config.close_ups:
+        held_out["close_up_"] = close_ups("test", 512, size=config.size, start=10_000_000)
     rates = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
     rates |= {"scale": 10.0, "bias": 10.0}  # two numbers must not hold up the rest
     optimizer = Optimizer(
@@ -250,9 +260,10 @@ def train_tower(config: TowerConfig, tokenizer: Any, *, log: Path | None = None,
         if len(order) < config.batch:
             order = [*range(config.scenes), *(printed if config.letters else ())]  # reading is learned last: see print twice
             rng.shuffle(order)
-        index = [order.pop() for _ in range(config.batch)]
-        said, truth, own = draw.statements([pictures.scenes[i] for i in index], rng)
-        views = torch.from_numpy(pictures.views(index))
+        near = rng.sample(range(len(windows.scenes)), round(config.batch * config.close_ups))
+        index = [order.pop() for _ in range(config.batch - len(near))]
+        said, truth, own = draw.statements([*(pictures.scenes[i] for i in index), *(windows.scenes[i] for i in near)], rng)
+        views = torch.from_numpy(np.concatenate([pictures.views(index), windows.views(near)]))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             logits = model(views, draw.encode(said))
         loss = contrast(logits, truth, own)
@@ -264,7 +275,7 @@ def train_tower(config: TowerConfig, tokenizer: Any, *, log: Path | None = None,
         if (step + 1) % 100 == 0:
             row: dict[str, Any] = {"step": step + 1, "loss": loss_mean / 100, "seconds": round(time.monotonic() - started, 1)}
             if (step + 1) % 500 == 0:
-                row |= accuracy(model, held_out, draw)
+                row |= {name + kind: share for name, seen in held_out.items() for kind, share in accuracy(model, seen, draw).items()}
             note(row, log)
             loss_mean = 0.0
     return model

@@ -110,7 +110,7 @@ def near_misses(scene: Scene, rng: random.Random, count: int, truth: frozenset[s
 def _twist(scene: Scene, rng: random.Random) -> str:
     """One statement about the scene with one attribute taken from elsewhere; it may still be true."""
     choice = rng.random()
-    if scene.signs and choice < 0.45:
+    if scene.signs and (choice < 0.45 or not scene.things):
         return rng.choice(_of_sign(_other_sign(rng.choice(scene.signs), rng)))
     if len(scene.things) > 1 and choice < 0.57:
         a, b = rng.sample(scene.things, 2)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Split = Literal["train", "test"]
@@ -242,14 +242,26 @@ def _place_signs(rng: random.Random, room: _Room) -> tuple[Sign, ...]:
     """At most one sign in large type and one in small type."""
     signs = []
     for kind, chance in (("large", 0.45), ("small", 0.25)):
-        if rng.random() >= chance:
-            continue
-        text = rng.choice(WORDS) if rng.random() < 0.5 else str(rng.randrange(10, 100))
-        for _ in range(40):
-            x, y = _spot(rng, jitter=0.10)
-            sign = Sign(text=text, type=kind, x=x, y=y)  # type: ignore[arg-type]  # literals above
-            if room.fits(x, y, *sign.half_extent()):
-                room.take(x, y, *sign.half_extent())
-                signs.append(sign)
-                break
-    return tuple(signs)
+        if rng.random() < chance:
+            signs.append(_place_sign(rng, room, kind))  # type: ignore[arg-type]  # literals above
+    return tuple(sign for sign in signs if sign is not None)
+
+
+def _place_sign(rng: random.Random, room: _Room, kind: Literal["large", "small"]) -> Sign | None:
+    text = rng.choice(WORDS) if rng.random() < 0.5 else str(rng.randrange(10, 100))
+    for _ in range(40):
+        x, y = _spot(rng, jitter=0.10)
+        sign = Sign(text=text, type=kind, x=x, y=y)
+        if room.fits(x, y, *sign.half_extent()):
+            room.take(x, y, *sign.half_extent())
+            return sign
+    return None
+
+
+def with_small_print(scene: Scene, rng: random.Random, count: int) -> Scene:
+    """The scene's things with up to ``count`` signs in small type instead of its own."""
+    room = _Room(scene.width / scene.long_side, scene.height / scene.long_side)
+    for thing in scene.things:
+        room.take(thing.x, thing.y, thing.radius, thing.radius)
+    signs = (_place_sign(rng, room, "small") for _ in range(count))
+    return replace(scene, signs=tuple(sign for sign in signs if sign is not None))

@@ -45,8 +45,8 @@ def settled(config: TrainConfig) -> TrainConfig:
             where="start",
             remedy="give start=<checkpoint>, or tower=<folder> decoder=<folder>",
         )
-    if config.start is not None and (config.tower is not None or config.decoder is not None):
-        raise ConfigError("both a checkpoint and parts", code="bad_value", where="start", remedy="give start, or tower and decoder")
+    if config.start is not None and config.decoder is not None:
+        raise ConfigError("both a checkpoint and a decoder", code="bad_value", where="start", remedy="give start, or tower and decoder")
     template(config.template)
     STAGES[config.stage].with_rows(config.rates)
     images = config.images if config.images is not None else config.data.parent
@@ -90,6 +90,8 @@ def model_and_processor(config: TrainConfig, resumed: Path | None) -> tuple[Llav
     if folder is not None:
         model, old = store.load(_newest_of_run(folder), dtype="stored")
         tokenizer, token, preprocess = old.tokenizer, old.image_token, old.preprocess
+        if resumed is None and config.tower is not None:
+            change_tower(model, config.tower)
     else:
         assert config.tower is not None, "settled() saw to it"
         assert config.decoder is not None, "settled() saw to it"
@@ -106,6 +108,18 @@ def model_and_processor(config: TrainConfig, resumed: Path | None) -> tuple[Llav
         max_length=config.max_length,
     )
     return model, processor
+
+
+def change_tower(model: Llava, folder: Path) -> None:
+    """Put another CLIP of the same shape in the place of the checkpoint's own. Raises CheckpointError ``bad_part``."""
+    tower = _part(folder, CLIPVisionModel)
+    old = model.vision_tower.vision_model
+    shapes, needed = ({name: tuple(value.shape) for name, value in part.state_dict().items()} for part in (tower, old))
+    wrong = next((name for name in {**needed, **shapes} if shapes.get(name) != needed.get(name)), None)
+    if wrong is not None:
+        what = f"its {wrong} is {shapes.get(wrong)}, the checkpoint's tower has {needed.get(wrong)}"
+        raise CheckpointError(what, code="bad_part", where=str(folder), remedy="give a tower of the same shape")
+    old.load_state_dict(tower.state_dict())
 
 
 def cut(model: Llava, config: TrainConfig) -> None:
@@ -203,11 +217,14 @@ def set_modes(
 ) -> None:
     """Training mode, except for a tower that does not learn; activations kept or computed twice; the attention that is fastest here."""
     model.train()
-    if not any(name.startswith("vision_tower.") for name in rates):
+    tower_learns = any(name.startswith("vision_tower.") for name in rates)
+    if not tower_learns:
         model.vision_tower.eval()
     model.set_gradient_checkpointing(gradient_checkpointing)
     if device.type == "cpu" and forward == torch.bfloat16:
         use_fast_attention(model.language_model)
+        if tower_learns:
+            model.vision_tower.vision_model.set_attn_implementation("eager")  # torch's flash kernel is slow backwards (dev/LOG.md)
 
 
 def room(folder: Path) -> int:
