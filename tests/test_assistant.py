@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llavakit import assistant as room
 from llavakit.assistant import Assistant, Session
+from llavakit.checkpoint import places
 from llavakit.errors import CheckpointError, ContextError, LlavaError, PromptError
 from llavakit.model import generation
 from llavakit.model.cpu import CpuLinear
@@ -259,7 +259,7 @@ def test_beams_in_a_session_read_everything_and_keep_the_history(helper: Assista
 
 def test_without_a_path_the_built_in_model_is_loaded(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "package"
-    monkeypatch.setattr(room.resources, "files", lambda _: package)
+    monkeypatch.setattr(places.resources, "files", lambda _: package)
     with pytest.raises(CheckpointError, match="not part of this installation"):
         Assistant.load()
     (package / "weights").mkdir(parents=True)

@@ -13,14 +13,12 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from hashlib import blake2b
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llavakit.checkpoint import store
-from llavakit.errors import CheckpointError
+from llavakit.checkpoint import places, store
 from llavakit.model.cpu import accelerate_cpu
 from llavakit.model.generation import Past, check_context, generate, stream
 from llavakit.model.llava import Llava
@@ -48,15 +46,18 @@ class Assistant:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
         allow_pickle: bool = False,
+        revision: str | None = None,
+        draft: bool = False,
     ) -> Assistant:
-        """From a checkpoint folder; without a path, the miniature that comes with the package.
+        """From a checkpoint folder, the name of a built-in model or a Hub id (``places.find``); without a path, the built-in miniature.
 
         dtype: "auto" takes the stored one, or one the processor is fast in (``store.choose_dtype``). device: CUDA if there is one.
-        On a CPU the fast paths of ``model/cpu.py`` are switched on. Raises CheckpointError.
+        draft: see ``Processor``. On a CPU the fast paths of ``model/cpu.py`` are switched on. Raises CheckpointError.
         """
         device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-        folder = built_in() if path is None else Path(path)
+        folder = places.find(path, revision=revision, allow_pickle=allow_pickle)
         model, processor = store.load(folder, dtype=dtype, device=device, allow_pickle=allow_pickle)
+        processor.draft = draft
         if device.type == "cpu":
             accelerate_cpu(model, packed=(model.vision_tower, model.multi_modal_projector))
         return Assistant(model, processor)
@@ -225,16 +226,3 @@ def _common(old: Sequence[int | bytes], new: Sequence[int | bytes]) -> int:
     while same > 0 and isinstance(new[same], bytes) and new[same - 1] == new[same]:
         same -= 1
     return same
-
-
-def built_in() -> Path:
-    """The folder of the miniature inside the installed package. Raises CheckpointError where it was left out."""
-    folder = Path(str(resources.files("llavakit"))) / "weights" / "tiny"
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            "the built-in model is not part of this installation",
-            code="no_built_in_model",
-            where=str(folder),
-            remedy="name a checkpoint folder, or train the miniature with runs/tiny.sh",
-        )
-    return folder

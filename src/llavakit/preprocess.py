@@ -53,19 +53,30 @@ class Preprocess:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
-    def views(self, image: PIL.Image.Image, canvas: Size | None = None) -> Floats:
-        """The normalised views, (1, 3, size, size) float32; with a canvas its tiles follow, row by row."""
+    def views(self, image: PIL.Image.Image, canvas: Size | None = None, *, true_size: Size | None = None) -> Floats:
+        """The normalised views, (1, 3, size, size) float32; with a canvas its tiles follow, row by row.
+
+        ``true_size``: the picture's own size where ``image`` is a smaller draft of it, so that it is laid where the whole would be.
+        """
         assert image.mode == "RGB", f"open_image gives RGB, this is {image.mode}"
-        pictures = [np.asarray(self.square(image)), *(self._tiles(image, canvas) if canvas else ())]
+        pictures = [np.asarray(self.square(image)), *(self._tiles(image, canvas, true_size or image.size) if canvas else ())]
         views = np.empty((len(pictures), 3, self.size, self.size), dtype=np.float32)
         for view, picture in zip(views, pictures, strict=True):
             for plane, channel, levels in zip(view, picture.transpose(2, 0, 1), self._levels(), strict=True):
                 np.take(levels, channel, out=plane, mode="clip")  # every index is a byte; "clip" spares a copy
         return views
 
-    def _tiles(self, image: PIL.Image.Image, canvas: Size) -> Iterator[Bytes]:
+    def least(self, size: Size, canvas: Size | None = None) -> Size:
+        """The size to which a picture of ``size`` may be drafted: no view of it is scaled up that would be scaled down from the whole."""
+        width, height = size
+        edge = {"pad": max(size), "square": min(size)}.get(self.aspect)  # the edge that becomes a view's side
+        base = (self.size, self.size) if edge is None else (math.ceil(width * self.size / edge), math.ceil(height * self.size / edge))
+        _, _, across, down = placed(width, height, canvas) if canvas else (0, 0, 0, 0)
+        return max(base[0], across), max(base[1], down)
+
+    def _tiles(self, image: PIL.Image.Image, canvas: Size, true_size: Size) -> Iterator[Bytes]:
         """The canvas' tiles, (size, size, 3) bytes each."""
-        left, top, width, height = placed(*image.size, canvas)
+        left, top, width, height = placed(*true_size, canvas)
         board = np.zeros((canvas[1], canvas[0], 3), dtype=np.uint8)
         board[top : top + height, left : left + width] = np.asarray(image.resize((width, height), _BICUBIC))
         for y in range(0, canvas[1], self.size):

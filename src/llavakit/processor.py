@@ -71,6 +71,7 @@ class Processor:
 
     ``image_pieces`` "hf": a picture interrupts the text as in transformers. "original": the text after a picture is tokenised as if it
     stood alone, with the tokenizer's blank in front (spec 3.3). Tokenizers that put the blank before every piece (Vicuna's) give the same.
+    ``draft``: large JPEG photographs are decoded at a half, quarter or eighth of their size where no view needs more.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Processor:
         max_length: int,
         image_pieces: Literal["hf", "original"] = "hf",
         limits: Limits = LIMITS,
+        draft: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.tokenizer = tokenizer
@@ -93,6 +95,7 @@ class Processor:
         self.max_length = max_length
         self.image_pieces = image_pieces
         self.limits = limits
+        self.draft = draft
         assert preprocess.size == tiling.side, f"views of {preprocess.size} pixels for tiles of {tiling.side}"
         self._pieces = Pieces(tokenizer, image_token)
         self.template = self._pieces.known_end(template)
@@ -185,8 +188,13 @@ class Processor:
         return torch.from_numpy(np.concatenate(made)) if made else torch.zeros(0, 3, size, size)
 
     def _make_views(self, image: Image) -> Floats:
-        opened = open_image(image, self.limits)
-        return self.preprocess.views(opened, self.tiling.canvas(*opened.size))
+        if not self.draft:
+            opened = open_image(image, self.limits)
+            return self.preprocess.views(opened, self.tiling.canvas(*opened.size))
+        size = image_size(image, self.limits)
+        canvas = self.tiling.canvas(*size)
+        opened = open_image(image, self.limits, least=self.preprocess.least(size, canvas))
+        return self.preprocess.views(opened, canvas, true_size=size)
 
     def collate(self, inputs: Sequence[Inputs], *, side: Literal["left", "right"]) -> Batch:
         """Pad to the longest: "right" for training, "left" for generation, where all rows must end together."""

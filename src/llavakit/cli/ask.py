@@ -59,12 +59,14 @@ def ask(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
+    revision: options.Revision = None,
+    draft: options.Draft = False,
 ) -> None:
     """Ask a question about pictures."""
     sampling = options.sampling(temperature, top_p, beams, max_tokens, stop, seed)
     asked = understand(words, question)
     check_pictures(asked.images)
-    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle, revision=revision, draft=draft)
     started = time.perf_counter()
     pieces = assistant.reply(asked.conversation, sampling)
     if not as_json:

@@ -86,12 +86,14 @@ def chat(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
+    revision: options.Revision = None,
+    draft: options.Draft = False,
 ) -> None:
     """Talk about pictures, turn by turn."""
     sampling = options.sampling(temperature, top_p, 1, max_tokens, stop, seed)
     waiting = [image(name) for name in images or ()]
     check_pictures(tuple(waiting))
-    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle, revision=revision, draft=draft)
     room = Room(assistant=assistant, sampling=sampling, session=assistant.session(), waiting=waiting)
     if _interactive():
         _say(f"{'Ask about the picture.' if waiting else '/image FILE adds a picture.'} /help lists the commands.")

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 Model = Annotated[
-    Path | None, Option("--model", "-m", metavar="FOLDER", help="A model folder in the llava-hf layout (default: the built-in model).")
+    str | None,
+    Option("--model", "-m", metavar="NAME", help="A model folder, tiny, tiny-next, tiny-hd, or a Hub id (default: tiny)."),
+]
+Revision = Annotated[str | None, Option("--revision", metavar="NAME", help="Of a model on the Hub: its branch, tag or commit.")]
+Draft = Annotated[
+    bool, Option("--draft", help="Decode large JPEG photographs at a fraction of their size: several times faster, pixels differ a little.")
 ]
 Dtype = Annotated[str, Option("--dtype", help="Arithmetic: auto, float32, bfloat16 or float16.")]
 Device = Annotated[str | None, Option("--device", help="cpu, cuda, cuda:1, mps (default: the best there is).")]
@@ -37,7 +42,9 @@ def sampling(temperature: float, top_p: float, beams: int, max_tokens: int, stop
     return Sampling(temperature=temperature, top_p=top_p, num_beams=beams, max_new_tokens=max_tokens, stop=tuple(stop or ()), seed=seed)
 
 
-def load_assistant(model: Path | None, *, dtype: str, device: str | None, allow_pickle: bool) -> Assistant:
+def load_assistant(
+    model: str | None, *, dtype: str, device: str | None, allow_pickle: bool, revision: str | None = None, draft: bool = False
+) -> Assistant:
     """The model as a responder; the libraries below are told to be quiet first."""
     if dtype not in DTYPES:
         raise ConfigError(f"no arithmetic {dtype!r}", code="bad_value", where="--dtype", remedy=f"use one of {', '.join(DTYPES)}")
@@ -47,7 +54,14 @@ def load_assistant(model: Path | None, *, dtype: str, device: str | None, allow_
     from llavakit.assistant import Assistant
 
     arithmetic: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return Assistant.load(model, dtype=arithmetic.get(dtype, "auto"), device=_device(device), allow_pickle=allow_pickle)
+    return Assistant.load(
+        model,
+        dtype=arithmetic.get(dtype, "auto"),
+        device=_device(device),
+        allow_pickle=allow_pickle,
+        revision=revision,
+        draft=draft,
+    )
 
 
 def _device(name: str | None) -> str | None:

@@ -92,14 +92,14 @@ def read_sample(path: Path, images: Path | None, index: int) -> Conversation:
     return samples[index].conversation
 
 
-def load_processor(model: Path | None, template: str | None) -> Processor:
+def load_processor(model: str | None, template: str | None) -> Processor:
     """The processor of a checkpoint, without its weights."""
     options.quiet()
-    from llavakit.assistant import built_in
+    from llavakit.checkpoint import places
     from llavakit.processor import Processor
     from llavakit.prompts import TEMPLATES
 
-    processor = Processor.load(model or built_in())
+    processor = Processor.load(places.find(model))
     if template is None:
         return processor
     if template not in TEMPLATES:

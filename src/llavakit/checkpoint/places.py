@@ -1,0 +1,86 @@
+"""Where the name of a model leads: a folder here, a model of this package, or a repository on the Hugging Face Hub.
+
+    runs/finetune, ./my-model, /data/llava-7b     a folder; what exists here always wins
+    tiny, tiny-next, tiny-hd                      the models inside this package
+    llava-hf/llava-1.5-7b-hf                      owner/name on the Hub: fetched once (resumed after a break), then read from the cache
+
+Nothing else is read out of a name: what kind of checkpoint it is, its files say (``store.load``).
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from llavakit.errors import CheckpointError
+
+BUILT_IN = ("tiny", "tiny-next", "tiny-hd")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer, processor, chat template
+_SAFE, _PICKLED = "*.safetensors", "*.bin"
+
+
+def find(name: str | Path | None, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
+    """The folder of a model; None is the built-in one. ``revision``: branch, tag or commit on the Hub.
+
+    Raises CheckpointError: ``no_built_in_model``, and ``hub_not_found``, ``hub_gated``, ``hub_unreachable``, ``pickle_refused``.
+    A name that is none of the three is returned as it is, for the reader to say what is missing there.
+    """
+    if name is None:
+        return built_in()
+    if Path(name).exists():
+        return Path(name)
+    if str(name) in BUILT_IN:
+        return built_in(str(name))
+    if _REPOSITORY.fullmatch(str(name)) and not Path(name).parent.exists():
+        return _fetched(str(name), revision, allow_pickle)
+    return Path(name)
+
+
+def built_in(name: str = "tiny") -> Path:
+    """The folder of a model inside the installed package. Raises CheckpointError where it was left out."""
+    folder = Path(str(resources.files("llavakit"))) / "weights" / name
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            "the built-in model is not part of this installation",
+            code="no_built_in_model",
+            where=str(folder),
+            remedy=f"name a checkpoint folder, or train it with runs/{name}.sh",
+        )
+    return folder
+
+
+def _fetched(repository: str, revision: str | None, allow_pickle: bool) -> Path:
+    """The snapshot of a repository. Weights that can run code are fetched only where there are no others, and only if allowed."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def fetch(*patterns: str) -> Path:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[*_FILES, *patterns]))
+
+    where = repository if revision is None else f"{repository}@{revision}"
+    try:
+        folder = fetch(_SAFE)
+        if any(folder.glob(_SAFE)):
+            return folder
+        if not allow_pickle:
+            what = "it has no safetensors; pickled weights can run code while they are read"
+            raise CheckpointError(what, code="pickle_refused", where=where, remedy="--allow-pickle, if you trust its owner")
+        return fetch(_PICKLED)
+    except GatedRepoError as error:
+        what, code, remedy = "its owner lends it on request", "hub_gated", "ask on its page, then run: hf auth login"
+        raise CheckpointError(what, code=code, where=where, remedy=remedy) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = "neither a folder here nor a repository on the Hub (or a private one)"
+        remedy = f"check the name; a folder is written ./{repository}"
+        raise CheckpointError(what, code="hub_not_found", where=where, remedy=remedy) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        what, remedy = "it is not in the cache, and the Hub cannot be reached", "go online once (HF_HUB_OFFLINE unset), or name a folder"
+        raise CheckpointError(what, code="hub_unreachable", where=where, remedy=remedy) from error
