@@ -96,10 +96,16 @@ def check_context(model: Llava, *, prompt: int, new: int) -> None:
 @torch.inference_mode()
 def prefill(model: Llava, batch: Batch, past: Past) -> Tensor:
     """Read a batch behind what was read before. Returns the scores (B, V) of the token after the last position."""
+    return prefill_embeddings(model, model.embed(batch), mask=batch.mask, positions=batch.positions, past=past)
+
+
+@torch.inference_mode()
+def prefill_embeddings(model: Llava, embeddings: Tensor, *, mask: Tensor, positions: Tensor, past: Past) -> Tensor:
+    """The same from embeddings (B, T, H): pictures are in their places already."""
     assert not model.training, "call eval() before generating"
-    past.mask = torch.cat([past.mask, batch.mask], 1)
-    past.padded = past.padded or not bool(batch.mask.all())
-    return _read(model, past, inputs_embeds=model.embed(batch), position_ids=batch.positions)
+    past.mask = torch.cat([past.mask, mask], 1)
+    past.padded = past.padded or not bool(mask.all())
+    return _read(model, past, inputs_embeds=embeddings, position_ids=positions)
 
 
 @torch.inference_mode()
