@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, nn.Module):
             **more,
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -166,12 +167,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, nn.Module):
             else frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
         )
         judge = _Judge(ends, stopping_criteria, streamer, self.device)
-        training = self.training
-        self.eval()
-        try:
+        with _not_training(self):
             rows = self._chosen(embeddings, mask, sampling, judge)
-        finally:
-            self.train(training)
         judge.close()
         tokenizer = self.processor.tokenizer
         pads = (pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
@@ -192,15 +189,27 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, nn.Module):
         return padded(rows, 0, left=True), padded([torch.ones(len(row), device=ids.device) for row in rows], 0, left=True).bool()
 
     def _chosen(self, embeddings: Tensor, mask: Tensor, sampling: Sampling, judge: _Judge) -> list[list[int]]:
+        judge.begin(len(mask) * sampling.num_beams)
         past = Past.empty(self.llava, len(mask))
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         scores = prefill_embeddings(self.llava, embeddings, mask=mask, positions=positions, past=past)
         if sampling.num_beams == 1:
-            judge.begin(len(mask))
             return decode_many(self.llava, scores, past, sampling=sampling, stop_ids=frozenset(), ends=judge.over)
         rows = beam_search(self.llava, scores, past, beams=sampling.num_beams, new=sampling.max_new_tokens, stop_ids=judge.ends)
         end = sorted(judge.ends)[:1]
         return [judge.cut(row if len(row) == sampling.max_new_tokens else row + end) for row in rows]
+
+
+@contextmanager
+def _not_training(model: nn.Module) -> Iterator[None]:
+    """Within this context the model is in eval mode; afterwards each part is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class _Judge:
@@ -217,7 +226,7 @@ class _Judge:
         self._rows = [[] for _ in range(rows)]
         if self._streamer is not None:
             if rows > 1:
-                raise SamplingError("a streamer for several rows", code="not_supported", where="streamer", remedy="ask one at a time")
+                raise SamplingError("a streamer for several rows", code="not_supported", where="streamer", remedy="one row, one beam")
             self._streamer.put(torch.zeros(1, 0, dtype=torch.long))  # the prompt, of which nothing is repeated
 
     def over(self, row: int, token: int) -> bool:

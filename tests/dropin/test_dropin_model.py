@@ -1,0 +1,360 @@
+"""The old model object: the rows of specification 1.8, and the same logits, losses and replies as llavakit's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.mm_utils import KeywordsStoppingCriteria, process_images, tokenizer_image_token
+from llava.model import LlavaLlamaForCausalLM, LlavaMistralForCausalLM
+from llava.model.builder import load_pretrained_model
+from llavakit.assistant import Assistant
+from llavakit.errors import CheckpointError, ContextError, PromptError, SamplingError
+from llavakit.model import generation
+from llavakit.types import Conversation, Sampling, assistant
+from twins import apart, picture
+
+QUESTIONS = ["What is in the picture?", "How many things are there?", "Is there a star?"]
+
+
+def ids_of(model: LlavaLlamaForCausalLM, *said: str | None, mode: str = "vicuna_v1") -> Tensor:
+    conversation = conv_templates[mode].copy()
+    for index, text in enumerate(said):
+        conversation.append_message(conversation.roles[index % 2], text)
+    return torch.as_tensor(tokenizer_image_token(conversation.get_prompt(), model.processor.tokenizer, return_tensors="pt"))
+
+
+def pixels_of(model: LlavaLlamaForCausalLM, *images: PIL.Image.Image) -> Any:
+    return process_images(images, model.get_vision_tower().image_processor, model.config)
+
+
+def ours(model: LlavaLlamaForCausalLM, question: str, *images: PIL.Image.Image, sampling: Sampling) -> list[int]:
+    """llavakit's tokens for the same prompt."""
+    inputs = model.processor.encode(Conversation.ask(question, *images), learn=False)
+    batch = model.processor.collate([inputs], side="left")
+    (row,) = generation.generate(model.llava, batch, sampling=sampling, stop_ids=model.processor.stop_ids)
+    return row if len(row) == sampling.max_new_tokens else [*row, 2]
+
+
+def asked(model: LlavaLlamaForCausalLM, question: str, *images: PIL.Image.Image, **more: Any) -> list[int]:
+    ids = ids_of(model, "<image>\n" * len(images) + question, None)[None]
+    sizes = [image.size for image in images]
+    pixels = pixels_of(model, *images) if images else None
+    return model.generate(ids, images=pixels, image_sizes=sizes, **more)[0].tolist()  # type: ignore[no-any-return]
+
+
+# ---- generate ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_gives_our_own_tokens(tiny: LlavaLlamaForCausalLM, beams: int) -> None:
+    for seed, question in enumerate(QUESTIONS):
+        expected = ours(tiny, question, picture(seed), sampling=Sampling(max_new_tokens=12, num_beams=beams))
+        assert asked(tiny, question, picture(seed), max_new_tokens=12, num_beams=beams, do_sample=False, use_cache=True) == expected
+
+
+def test_generate_with_tiles_gives_our_own_tokens(tiny_next: LlavaLlamaForCausalLM) -> None:
+    model = tiny_next
+    image = picture(1, 700, 300)
+    inputs = model.processor.encode(Conversation.ask("What?", image), learn=False)
+    batch = model.processor.collate([inputs], side="left")
+    (row,) = generation.generate(model.llava, batch, sampling=Sampling(max_new_tokens=6), stop_ids=frozenset())
+    ids = ids_of(model, "<image>\nWhat?", None, mode="llava_v1")[None]
+    found = model.generate(ids, images=pixels_of(model, image), image_sizes=[image.size], max_new_tokens=6, eos_token_id=[])
+    assert found[0].tolist() == row
+
+
+def test_generate_without_pictures(tiny: LlavaLlamaForCausalLM) -> None:
+    assert asked(tiny, QUESTIONS[0], max_new_tokens=8) == ours(tiny, QUESTIONS[0], sampling=Sampling(max_new_tokens=8))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_batch_gives_what_its_rows_give_alone(tiny: LlavaLlamaForCausalLM, side: str, listed: bool) -> None:
+    images = [picture(seed) for seed in range(3)]
+    rows = [ids_of(tiny, f"<image>\n{question}", None) for question in QUESTIONS]
+    width, pad = max(map(len, rows)), tiny.processor.tokenizer.pad_token_id
+    ids = torch.full((3, width), pad)
+    for into, row in zip(ids, rows, strict=True):
+        into[slice(None, len(row)) if side == "right" else slice(width - len(row), None)] = row
+    pixels = pixels_of(tiny, *images)
+    given = list(pixels[:, None]) if listed else pixels
+    found = tiny.generate(ids, images=given, attention_mask=ids.ne(pad), pad_token_id=pad, max_new_tokens=10)
+    for row, question, image in zip(found.tolist(), QUESTIONS, images, strict=True):
+        alone = asked(tiny, question, image, max_new_tokens=10)
+        assert row == alone + [pad] * (found.shape[1] - len(alone))
+
+
+def test_the_end_token_is_part_of_the_answer_and_ends_it(tiny: LlavaLlamaForCausalLM) -> None:
+    free = asked(tiny, QUESTIONS[0], picture(0), max_new_tokens=8, eos_token_id=[])
+    ended = asked(tiny, QUESTIONS[0], picture(0), max_new_tokens=8, eos_token_id=free[3])
+    assert ended == free[: free.index(free[3]) + 1]
+
+
+def test_a_criterion_ends_an_answer(tiny: LlavaLlamaForCausalLM) -> None:
+    free = asked(tiny, QUESTIONS[0], picture(0), max_new_tokens=10, eos_token_id=[])
+
+    def third(tokens: Tensor, scores: Any) -> bool:
+        return tokens.shape[1] == 3
+
+    for beams in (1, 2):
+        assert (
+            len(asked(tiny, QUESTIONS[0], picture(0), max_new_tokens=10, eos_token_id=[], num_beams=beams, stopping_criteria=[third])) == 3
+        )
+    assert asked(tiny, QUESTIONS[0], picture(0), max_new_tokens=10, eos_token_id=[], stopping_criteria=third) == free[:3]
+    tokenizer = tiny.processor.tokenizer
+    word = tokenizer.decode(free[4:5])
+    criterion = KeywordsStoppingCriteria([word], tokenizer, ids_of(tiny, f"<image>\n{QUESTIONS[0]}", None)[None])
+    ended = asked(tiny, QUESTIONS[0], picture(0), max_new_tokens=10, eos_token_id=[], stopping_criteria=[criterion])
+    assert ended == free[: len(ended)]
+    assert len(ended) <= 5
+    assert word in tokenizer.decode(ended)
+
+
+def test_a_streamer_sees_every_token(tiny: LlavaLlamaForCausalLM) -> None:
+    class Streamer:
+        def __init__(self) -> None:
+            self.seen: list[list[int]] = []
+
+        def put(self, value: Tensor) -> None:
+            self.seen.append(value.flatten().tolist())
+
+        def end(self) -> None:
+            self.seen.append([-1])
+
+    streamer = Streamer()
+    tokens = asked(tiny, QUESTIONS[0], picture(0), max_new_tokens=5, streamer=streamer)
+    assert streamer.seen == [[], *([token] for token in tokens), [-1]]
+
+
+def test_sampling_follows_the_global_seed(tiny: LlavaLlamaForCausalLM) -> None:
+    def drawn(seed: int) -> list[int]:
+        torch.manual_seed(seed)
+        return asked(tiny, QUESTIONS[0], picture(0), max_new_tokens=12, do_sample=True, temperature=2.0, top_p=0.9)
+
+    with torch.random.fork_rng():
+        assert drawn(1) == drawn(1)
+        assert len({tuple(drawn(seed)) for seed in range(4)}) > 1
+
+
+def test_more_than_the_context_holds_is_not_made(tiny: LlavaLlamaForCausalLM, caplog: pytest.LogCaptureFixture) -> None:
+    limit = generation.context_length(tiny.llava)
+    ids = torch.full((1, limit - 3), 300)
+    assert tiny.generate(ids, max_new_tokens=50, eos_token_id=[]).shape == (1, 3)
+    assert "room for 3 of 50" in caplog.text
+    with pytest.raises(ContextError):
+        tiny.generate(torch.full((1, limit), 300), max_new_tokens=1)
+
+
+def test_a_model_in_training_answers_and_goes_on_training(tiny_model_dir: Path) -> None:
+    _, model, _, _ = load_pretrained_model(tiny_model_dir, None, "", torch_dtype=torch.float32)
+    expected = asked(model, QUESTIONS[0], picture(0), max_new_tokens=4)
+    assert asked(model.train(), QUESTIONS[0], picture(0), max_new_tokens=4) == expected
+    assert model.llava.training
+
+
+def test_what_is_not_supported_is_said(tiny: LlavaLlamaForCausalLM) -> None:
+    ids = ids_of(tiny, QUESTIONS[0], None)[None]
+    for wrong in ({"repetition_penalty": 1.3}, {"num_return_sequences": 2}, {"output_scores": True}, {"no_such_word": 1}):
+        with pytest.raises(SamplingError, match=next(iter(wrong))):
+            tiny.generate(ids, **wrong)
+    tiny.generate(ids, max_new_tokens=1, repetition_penalty=1.0, num_return_sequences=1, output_scores=False, top_k=None)
+    with pytest.raises(SamplingError, match="streamer"):
+        tiny.generate(ids.repeat(2, 1), max_new_tokens=1, streamer=object())
+
+
+# ---- rows -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "views", "rows"), [((1000, 667), 5, 2202), ((900, 330), 4, 2242), ((336, 336), 3, 58 + 1176), ((1000, 10), 4, 58 + 576)]
+)
+def test_rows_of_the_specification(tiny_next: LlavaLlamaForCausalLM, size: tuple[int, int], views: int, rows: int) -> None:
+    model = tiny_next
+    pixels = pixels_of(model, PIL.Image.new("RGB", size))
+    assert pixels.shape == (1, views, 3, 336, 336)
+    ids = torch.full((1, 59), 300)
+    ids[0, 34] = IMAGE_TOKEN_INDEX
+    with torch.no_grad():
+        out = model.prepare_inputs_labels_for_multimodal(ids, None, None, None, None, pixels, image_sizes=[size])
+    assert out[:4] == (None, None, None, None)
+    assert out[4] is not None
+    assert out[4].shape == (1, rows, 32)
+    assert out[5] is None
+
+
+def test_features_have_the_published_shapes(tiny_next: LlavaLlamaForCausalLM) -> None:
+    views = torch.randn(2, 3, 336, 336)
+    with torch.no_grad():
+        assert tiny_next.get_vision_tower()(views).shape == (2, 576, 16)
+        assert [one.shape for one in tiny_next.get_vision_tower()(list(views))] == [(1, 576, 16)] * 2
+        assert tiny_next.encode_images(views).shape == (2, 576, 32)
+        assert torch.equal(tiny_next.encode_images(views), tiny_next.llava.encode_views(views))
+        half = views.half()
+        assert tiny_next.get_vision_tower()(half).dtype == torch.float16
+
+
+def prepared(model: LlavaLlamaForCausalLM, ids: Tensor, images: Any, labels: Tensor, mask: Tensor | None = None) -> Any:
+    places = torch.arange(ids.shape[1]).expand_as(ids)
+    mask = torch.ones_like(ids) if mask is None else mask
+    return model.prepare_inputs_labels_for_multimodal(ids, places, mask, "past", labels, images)
+
+
+def test_rows_are_words_and_pictures_in_order(tiny: LlavaLlamaForCausalLM) -> None:
+    ids = torch.tensor([[9, -200, 10, 11, -200], [12, 13, 14, 0, 0], [15, 16, -200, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
+    images = torch.randn(4, 3, 56, 56)
+    with torch.no_grad():
+        nothing, positions, known, past, rows, labels = prepared(tiny, ids, images, ids, mask)
+        table, seen = tiny.get_input_embeddings().weight, tiny.encode_images(images)
+    assert (nothing, past) == (None, "past")
+    first = torch.cat([table[[9]], seen[0], table[[10, 11]], seen[1]])
+    last = torch.cat([table[[15, 16]], seen[3]])  # the second row has no place for a picture and yet takes one
+    for row, expected in zip(rows, (first, table[[12, 13, 14]], last), strict=True):
+        count = len(expected)
+        assert torch.equal(row[:count], expected)
+        assert not row[count:].any()
+    gone = [IGNORE_INDEX] * 16
+    assert labels[0].tolist() == [9, *gone, 10, 11, *gone]
+    assert labels[1].tolist() == [12, 13, 14] + [IGNORE_INDEX] * (len(first) - 3)
+    assert known.sum(1).tolist() == [len(first), 3, 18]
+    assert positions[1].tolist() == [0, 1, 2] + [0] * (len(first) - 3)
+    assert known.dtype == mask.dtype
+
+
+def test_padding_and_length_follow_the_config(tiny_model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, model, _, _ = load_pretrained_model(tiny_model_dir, None, "", torch_dtype=torch.float32)
+    ids = torch.tensor([[9, 10, -200, 11], [12, 13, 14, 15]])
+    images = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        right = prepared(model, ids, images, ids)
+        model.config.tokenizer_padding_side = "left"
+        left = prepared(model, ids, images, ids)
+        model.config.tokenizer_model_max_length = 3
+        cut = prepared(model, ids, images, ids)
+    assert torch.equal(right[4][1, :4], left[4][1, -4:])
+    assert left[2][1].tolist() == [0] * 15 + [1] * 4
+    assert left[5][1].tolist() == [IGNORE_INDEX] * 15 + [12, 13, 14, 15]
+    assert torch.equal(cut[4], right[4][:, :3])
+    assert cut[5].tolist() == [[9, 10, IGNORE_INDEX], [12, 13, 14]]
+    assert "tokenizer_model_max_length" in caplog.text
+
+
+def test_nothing_is_assembled_without_pictures_or_for_one_token(tiny: LlavaLlamaForCausalLM) -> None:
+    for ids, images in ((torch.tensor([[9, 10]]), None), (torch.tensor([[9]]), torch.randn(1, 3, 56, 56))):
+        given = (ids, "positions", "mask", "past", "labels")
+        out = tiny.prepare_inputs_labels_for_multimodal(*given, images)  # type: ignore[arg-type]
+        assert out == (ids, "positions", "mask", "past", None, "labels")
+
+
+def test_images_must_suffice(tiny: LlavaLlamaForCausalLM, tiny_next: LlavaLlamaForCausalLM) -> None:
+    ids = torch.tensor([[9, -200, -200]])
+    with pytest.raises(PromptError, match="fewer images"):
+        tiny.generate(ids, images=torch.randn(1, 3, 56, 56))
+    with pytest.raises(PromptError, match="no images"):
+        tiny.generate(ids)
+    tiles = [torch.zeros(3, 3, 336, 336)] * 2
+    with pytest.raises(PromptError, match="size"):
+        tiny_next.generate(ids, images=tiles)
+    with pytest.raises(PromptError, match="3 views where"):
+        tiny_next.generate(ids, images=tiles, image_sizes=[(1000, 1000)] * 2)
+
+
+# ---- training ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_loss_and_logits_are_ours(tiny: LlavaLlamaForCausalLM) -> None:
+    talk = Conversation.ask("What is in the picture?", picture(0)).then(assistant("A red circle."))
+    inputs = tiny.processor.encode(talk, learn=True)
+    batch = tiny.processor.collate([inputs], side="right")
+    ids = ids_of(tiny, "<image>\nWhat is in the picture?", "A red circle.")
+    labels = ids.clone()
+    labels[: len(ids_of(tiny, "<image>\nWhat is in the picture?", None))] = IGNORE_INDEX
+    with torch.no_grad():
+        expected = tiny.llava(batch, full_logits=True)
+        found = tiny(ids[None], labels=labels[None], images=pixels_of(tiny, picture(0)), image_sizes=[(90, 60)], use_cache=True)
+    assert found.logits.shape == expected.logits.shape
+    assert apart(found.logits, expected.logits) < 1e-5
+    assert found["loss"].item() == pytest.approx((expected.loss_sum / expected.learned).item(), rel=1e-5)
+
+
+def test_a_row_without_a_picture_still_reaches_the_projector(tiny_model_dir: Path) -> None:
+    _, model, _, _ = load_pretrained_model(tiny_model_dir, None, "", torch_dtype=torch.float32)
+    model.train()
+    ids = torch.tensor([[9, 10, 11, 12]])
+    model(ids, labels=ids, images=torch.zeros(1, 3, 56, 56)).loss.backward()
+    gradients = [parameter.grad for parameter in model.get_model().mm_projector.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    assert model.get_input_embeddings().weight.grad is not None
+    assert all(parameter.grad is None for parameter in model.get_vision_tower().parameters()), "the tower is frozen"
+
+
+# ---- the object -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_have_their_old_names(tiny: LlavaLlamaForCausalLM) -> None:
+    inner, tower = tiny.get_model(), tiny.get_vision_tower()
+    assert tiny.model is inner
+    assert inner.get_vision_tower() is tower
+    assert inner.embed_tokens is tiny.get_input_embeddings()
+    assert tiny.lm_head is tiny.get_output_embeddings()
+    assert len(inner.layers) == 2
+    assert [*dict(inner.mm_projector.named_parameters())] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert (tower.hidden_size, tower.num_patches, tower.num_patches_per_side, tower.select_layer) == (32, 16, 4, -2)
+    assert tower.dummy_feature.shape == (1, 32)
+    assert (tower.is_loaded, tower.device, tower.dtype) == (True, tiny.device, tiny.dtype)
+    tower.load_model()
+    tiny.tie_weights()
+    shared = {parameter.data_ptr() for parameter in tiny.llava.parameters()}
+    assert {parameter.data_ptr() for parameter in (*tower.parameters(), *inner.mm_projector.parameters())} <= shared
+
+
+def test_the_model_moves_and_changes_type(tiny_model_dir: Path) -> None:
+    model = LlavaLlamaForCausalLM.from_pretrained(tiny_model_dir, low_cpu_mem_usage=True, torch_dtype="float32")
+    expected = asked(model, QUESTIONS[0], picture(0), max_new_tokens=4)
+    assert model.to(dtype=torch.bfloat16).dtype == model.get_vision_tower().dtype == torch.bfloat16
+    pixels = pixels_of(model, picture(0)).half()  # old scripts send half precision, whatever the model is
+    found = model.generate(ids_of(model, f"<image>\n{QUESTIONS[0]}", None)[None], images=pixels, max_new_tokens=4)
+    assert found.shape == (1, len(expected))
+    assert model.to("cpu").eval().float().dtype == torch.float32
+
+
+def test_the_config_has_the_old_keys_and_may_be_written(tiny: LlavaLlamaForCausalLM, tiny_next: LlavaLlamaForCausalLM) -> None:
+    one, tiled = tiny.config, tiny_next.config
+    assert (one.image_aspect_ratio, one.mm_patch_merge_type, one.mm_use_im_start_end) == ("pad", "flat", False)
+    assert not hasattr(one, "image_grid_pinpoints")
+    assert (tiled.image_aspect_ratio, tiled.mm_patch_merge_type) == ("anyres", "spatial_unpad")
+    assert tiled.image_grid_pinpoints == [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    assert "image_aspect_ratio" in one.__dict__
+    assert one.hidden_size == tiny.llava.language_model.config.hidden_size
+    assert not hasattr(tiny.llava.language_model.config, "mm_hidden_size"), "a copy is written to"
+
+
+def test_what_the_loader_gives(tiny_model_dir: Path) -> None:
+    tokenizer, model, image_processor, context = load_pretrained_model(str(tiny_model_dir), None, "llava", device="cpu")
+    assert tokenizer is model.processor.tokenizer
+    assert (context, image_processor.crop_size["height"], model.training) == (2048, 56, False)
+    assert not isinstance(model, LlavaMistralForCausalLM)
+    with pytest.raises(CheckpointError, match="base"):
+        load_pretrained_model(tiny_model_dir, "vicuna", "llava-lora")
+    with pytest.raises(CheckpointError, match="bits"):
+        load_pretrained_model(tiny_model_dir, None, "llava", load_4bit=True)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"": torch.device("cpu")}, "auto", "", None])
+def test_one_device_said_in_many_ways(tiny_model_dir: Path, device_map: Any) -> None:
+    _, model, _, _ = load_pretrained_model(tiny_model_dir, None, "llava", device_map=device_map)
+    assert model.device.type == ("cuda" if torch.cuda.is_available() and device_map in ("auto", "", None) else "cpu")
+
+
+def test_answers_are_the_assistants(tiny: LlavaLlamaForCausalLM) -> None:
+    tokens = asked(tiny, QUESTIONS[1], picture(2), max_new_tokens=16)
+    reply = "".join(Assistant(tiny.llava, tiny.processor).reply(Conversation.ask(QUESTIONS[1], picture(2)), Sampling(max_new_tokens=16)))
+    assert tiny.processor.tokenizer.batch_decode([tokens], skip_special_tokens=True)[0].strip() == reply.strip()

@@ -1,0 +1,92 @@
+"""The script of specification 7.1, word for word, on checkpoints that are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from llava.conversation import conv_templates
+from llava.eval.run_llava import conv_mode, eval_model, load_image, parser
+from llava.mm_utils import get_model_name_from_path
+from llavakit.assistant import Assistant, built_in
+from llavakit.errors import ImageError
+from llavakit.types import Conversation, Sampling
+from twins import picture
+
+SCRIPT = """
+from llava.mm_utils import get_model_name_from_path
+from llava.eval.run_llava import eval_model
+
+prompt = "How many things are there?"
+
+args = type('Args', (), {
+    "model_path": model_path,
+    "model_base": None,
+    "model_name": get_model_name_from_path(model_path),
+    "query": prompt,
+    "conv_mode": None,
+    "image_file": image_file,
+    "sep": ",",
+    "temperature": 0,
+    "top_p": None,
+    "num_beams": 1,
+    "max_new_tokens": 64
+})()
+
+eval_model(args)
+"""
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Path:
+    picture(3, 120, 80).save(tmp_path / "shown.png")
+    return tmp_path / "shown.png"
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_the_script_prints_our_answer(built: bool, tiny_model_dir: Path, shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = built_in() if built else tiny_model_dir
+    exec(SCRIPT, {"model_path": str(folder), "image_file": str(shown)})
+    asked = Conversation.ask("How many things are there?", shown)
+    reply = "".join(Assistant.load(folder, device="cpu").reply(asked, Sampling(max_new_tokens=64)))
+    assert capsys.readouterr().out == reply.strip() + "\n"
+    assert reply.strip()
+
+
+def test_the_command_line_takes_several_pictures(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = "<image-placeholder> and <image-placeholder>: how many things are there?"
+    words = ["--image-file", f"{shown};{shown}", "--sep", ";", "--query", query, "--temperature", "0", "--max_new_tokens", "8"]
+    args = parser().parse_args(words)
+    answer = eval_model(args)
+    assert capsys.readouterr().out == answer + "\n"
+    assert args.conv_mode == "vicuna_v1", "the built-in model says how it was taught"
+    args.conv_mode = "llava_v0"
+    eval_model(args)
+    assert "[WARNING]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("llava-llama-2-13b-chat", "llava_llama_2"),
+        ("LLaVA-v1.6-Mistral-7b", "mistral_instruct"),
+        ("llava-v1.6-34b", "chatml_direct"),
+        ("llava-v1.5-7b", "llava_v1"),
+        ("LLaVA-Lightning-MPT-7B-preview", "mpt"),
+        ("LLaVA-13b-delta-v0", "llava_v0"),
+    ],
+)
+def test_the_name_chooses_the_conversation(name: str, mode: str) -> None:
+    assert conv_mode(get_model_name_from_path(name), "llava_hf") == mode
+    assert mode in conv_templates
+
+
+def test_pictures_are_opened_in_rgb(shown: Path, tmp_path: Path) -> None:
+    PIL.Image.new("L", (3, 2)).save(tmp_path / "grey.png")
+    assert load_image(str(tmp_path / "grey.png")).mode == load_image(shown.read_bytes()).mode == "RGB"
+    with pytest.raises(ImageError):
+        load_image(str(tmp_path / "none.png"))
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        load_image("http://127.0.0.1:9/none.png")
