@@ -48,7 +48,7 @@ def load_pretrained_model(
     kind = LlavaMistralForCausalLM if text.model_type == "mistral" else LlavaLlamaForCausalLM
     model = kind(loaded.model, loaded.processor, _old_fields(folder)).eval()
     attention = "flash_attention_2" if use_flash_attn or kwargs.get("use_flash_attention_2") else kwargs.get("attn_implementation")
-    if attention:
+    if attention not in (None, "sdpa"):  # sdpa is what it has, by llavakit's own kernels where they are faster
         model.language_model.set_attn_implementation(attention)
     image_processor = model.get_vision_tower().image_processor
     return loaded.processor.tokenizer, model, image_processor, int(getattr(model.config, "max_sequence_length", 2048))
