@@ -58,7 +58,8 @@ def process_anyres_image(image: PIL.Image.Image, processor: Any, grid_pinpoints:
 
 
 def process_images(images: Sequence[PIL.Image.Image], image_processor: Any, model_cfg: Any) -> Tensor | list[Tensor]:
-    """Every picture by the config's ``image_aspect_ratio`` (spec 2.2): one tensor, or a list where the shapes differ."""
+    """Every picture, in RGB, by the config's ``image_aspect_ratio`` (spec 2.2): one tensor, or a list where the shapes differ."""
+    images = [image.convert("RGB") for image in images]  # a palette cannot be padded or resized (trap 36)
     mode = getattr(model_cfg, "image_aspect_ratio", None)
     if mode == "pad":
         made = [_pixels(_squared(image, image_processor), image_processor) for image in images]

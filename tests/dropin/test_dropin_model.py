@@ -144,6 +144,14 @@ def test_sampling_follows_the_global_seed(tiny: LlavaLlamaForCausalLM) -> None:
         assert len({tuple(drawn(seed)) for seed in range(4)}) > 1
 
 
+def test_equal_rows_of_a_batch_are_drawn_apart(tiny: LlavaLlamaForCausalLM) -> None:
+    ids = ids_of(tiny, QUESTIONS[1], None)[None].repeat(4, 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        rows = tiny.generate(ids, do_sample=True, temperature=2.0, max_new_tokens=8, eos_token_id=[])
+    assert len({tuple(row) for row in rows.tolist()}) > 1
+
+
 def test_more_than_the_context_holds_is_not_made(tiny: LlavaLlamaForCausalLM, caplog: pytest.LogCaptureFixture) -> None:
     limit = generation.context_length(tiny.llava)
     ids = torch.full((1, limit - 3), 300)
@@ -188,6 +196,16 @@ def test_rows_of_the_specification(tiny_next: LlavaLlamaForCausalLM, size: tuple
     assert out[4] is not None
     assert out[4].shape == (1, rows, 32)
     assert out[5] is None
+
+
+def test_a_view_without_tiles_is_closed_by_one_row_end(tiny_next: LlavaLlamaForCausalLM) -> None:
+    ids, view = torch.tensor([[9, IMAGE_TOKEN_INDEX]]), torch.randn(1, 3, 336, 336)
+    with torch.no_grad():
+        listed, whole = (tiny_next.prepare_inputs_labels_for_multimodal(ids, None, None, None, None, form)[4] for form in ([view], view))
+    assert listed is not None and whole is not None  # noqa: PT018  for mypy
+    assert (listed.shape[1], whole.shape[1]) == (1 + 577, 1 + 576)  # a tensor of four dimensions never had row ends
+    assert torch.equal(listed[:, :-1], whole)
+    assert torch.equal(listed[0, -1], torch.as_tensor(tiny_next.get_model().image_newline))
 
 
 def test_features_have_the_published_shapes(tiny_next: LlavaLlamaForCausalLM) -> None:
@@ -258,8 +276,9 @@ def test_images_must_suffice(tiny: LlavaLlamaForCausalLM, tiny_next: LlavaLlamaF
     ids = torch.tensor([[9, -200, -200]])
     with pytest.raises(PromptError, match="fewer images"):
         tiny.generate(ids, images=torch.randn(1, 3, 56, 56))
-    with pytest.raises(PromptError, match="no images"):
-        tiny.generate(ids)
+    for call in (tiny.generate, tiny):
+        with pytest.raises(PromptError, match="no images"):
+            call(ids)
     tiles = [torch.zeros(3, 3, 336, 336)] * 2
     with pytest.raises(PromptError, match="size"):
         tiny_next.generate(ids, images=tiles)

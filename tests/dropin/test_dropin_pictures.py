@@ -45,6 +45,16 @@ def test_process_images_equals_preprocess(aspect: Aspect) -> None:
     assert np.array_equal(made.numpy(), expected)
 
 
+@pytest.mark.parametrize("aspect", ["pad", "anyres", None])
+def test_pictures_of_all_colours_become_rgb(aspect: str | None) -> None:
+    canvases = [list(canvas) for canvas in tiles_of(RELEASED, SIDE)]
+    config = SimpleNamespace(image_aspect_ratio=aspect, image_grid_pinpoints=canvases)
+    for mode in ("L", "LA", "RGBA", "P", "1"):
+        image = picture(2).convert(mode)
+        made, expected = (mm_utils.process_images([one], clip_processor(), config) for one in (image, image.convert("RGB")))
+        assert np.array_equal(np.asarray(made), np.asarray(expected))
+
+
 def test_without_a_mode_pictures_are_cropped() -> None:
     made = mm_utils.process_images([picture(0)], clip_processor(), SimpleNamespace())
     assert np.array_equal(np.asarray(made), Preprocess(size=SIDE, aspect="square").views(picture(0)))

@@ -10,7 +10,9 @@ import pytest
 from llava.conversation import conv_templates
 from llava.eval.run_llava import conv_mode, eval_model, load_image, parser
 from llava.mm_utils import get_model_name_from_path
+from llava.model import LlavaLlamaForCausalLM
 from llavakit.assistant import Assistant, built_in
+from llavakit.checkpoint import store
 from llavakit.errors import ImageError
 from llavakit.types import Conversation, Sampling
 from twins import picture
@@ -55,6 +57,23 @@ def test_the_script_prints_our_answer(built: bool, tiny_model_dir: Path, shown: 
     assert reply.strip()
 
 
+def test_pictures_with_different_tiles_are_asked_about_together(
+    tiny_next: LlavaLlamaForCausalLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.save(tiny_next.llava, tiny_next.processor, tmp_path / "llava-v1.6")
+    images = [picture(seed, *size) for seed, size in enumerate([(336, 336), (700, 300)])]
+    for seed, image in enumerate(images):
+        image.save(tmp_path / f"{seed}.png")
+    query = "<image-placeholder>\n<image-placeholder>\nWhat is different?"
+    words = ["--model-path", str(tmp_path / "llava-v1.6"), "--image-file", f"{tmp_path}/0.png,{tmp_path}/1.png", "--query", query]
+    args = parser().parse_args([*words, "--temperature", "0", "--max_new_tokens", "6"])
+    answer = eval_model(args)
+    assert args.conv_mode == "llava_v1"
+    asked = Conversation.ask("\nWhat is different?", *images)
+    expected = "".join(Assistant(tiny_next.llava, tiny_next.processor).reply(asked, Sampling(max_new_tokens=6)))
+    assert capsys.readouterr().out == answer + "\n" == expected.strip() + "\n"
+
+
 def test_the_command_line_takes_several_pictures(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query = "<image-placeholder> and <image-placeholder>: how many things are there?"
     words = ["--image-file", f"{shown};{shown}", "--sep", ";", "--query", query, "--temperature", "0", "--max_new_tokens", "8"]
@@ -79,8 +98,13 @@ def test_the_command_line_takes_several_pictures(shown: Path, capsys: pytest.Cap
     ],
 )
 def test_the_name_chooses_the_conversation(name: str, mode: str) -> None:
-    assert conv_mode(get_model_name_from_path(name), "llava_hf") == mode
+    assert conv_mode(get_model_name_from_path(name), "none of these") == mode
     assert mode in conv_templates
+
+
+@pytest.mark.parametrize(("held", "mode"), [("llava_hf", "llava_v1"), ("vicuna_v1", "vicuna_v1"), ("mistral_instruct", "mistral_instruct")])
+def test_the_checkpoint_chooses_where_its_name_says_nothing(held: str, mode: str) -> None:
+    assert conv_mode("llava-1.5-7b-hf", held) == mode
 
 
 def test_pictures_are_opened_in_rgb(shown: Path, tmp_path: Path) -> None:

@@ -85,8 +85,9 @@ def eval_model(args: Any) -> str:
 
 def conv_mode(model_name: str, template: str) -> str:
     """The conversation a model was taught: by its name, as ever; if that says nothing, by the checkpoint's own template."""
-    found = next((mode for part, mode in _BY_NAME if part in model_name.lower()), None)
-    return found or (template if template in conv_templates else "llava_v0")
+    named = (mode for part, mode in _BY_NAME if part in model_name.lower())
+    held = {"llava_hf": "llava_v1"}.get(template, template)  # llava-hf writes the 1.5 prompt without its system sentence (trap 2)
+    return next(named, held if held in conv_templates else "llava_v0")
 
 
 def _prompt(query: str, mode: str, *, wrapped: bool) -> str:

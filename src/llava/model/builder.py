@@ -85,7 +85,8 @@ def _device(device_map: Any, device: str | torch.device) -> str | None:
 
 
 def _old_fields(folder: Path) -> dict[str, Any]:
-    """What a config.json of the original layout says about pictures and lengths."""
-    fields = json.loads((folder / "config.json").read_text("utf-8"))
+    """What the config.json of the original layout says about pictures and lengths; nothing for other layouts."""
+    file = folder / "config.json"
+    fields = json.loads(file.read_text("utf-8")) if file.exists() else {}
     original = "mm_vision_tower" in fields or "mm_projector_type" in fields
     return {name: value for name, value in fields.items() if name.startswith(_OLD_KEYS)} if original else {}

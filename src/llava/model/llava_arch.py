@@ -107,6 +107,8 @@ class LlavaMetaForCausalLM:
         Without pictures, or with one id a row (a decoding step), everything as it was and no embeddings. Pictures are taken in order over
         the whole batch; a row without -200 takes one too and shows nothing of it. Raises PromptError where they do not suffice.
         """
+        if images is None and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+            raise PromptError("places for images but no images", code="image_count", where="images", remedy="pass one for each <image>")
         if images is None or input_ids.shape[1] == 1:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         queue = iter(self._image_rows(images, image_sizes))
@@ -148,7 +150,7 @@ class LlavaMetaForCausalLM:
         if isinstance(images, Tensor) and images.ndim == 4:
             return self.encode_images(images)  # type: ignore[return-value]  # iterated like a list
         views = [image[None] if image.ndim == 3 else image for image in images]
-        features = self.encode_images(torch.cat([view.to(self.get_vision_tower().device) for view in views]))
+        features = self.encode_images(torch.cat(views))
         newline = self.get_model().image_newline
         grids = [self._grid(len(view), sizes, index) for index, view in enumerate(views)]
         parts = features.split([len(view) for view in views])

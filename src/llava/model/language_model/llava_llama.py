@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.llava_arch import LlavaMetaForCausalLM, padded
 from llava.model.multimodal_encoder.clip_encoder import tower_name
-from llavakit.errors import PromptError, SamplingError
+from llavakit.errors import SamplingError
 from llavakit.model.generation import Past, beam_search, check_context, context_length, decode_many, prefill_embeddings
 from llavakit.model.llava import Llava
 from llavakit.processor import Processor
@@ -141,9 +140,10 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, nn.Module):
     ) -> Tensor:
         """The new tokens of every row, its end token included, padded at the end to the longest: (B, N).
 
-        Rows are read with their padding on the left, whatever side it came on. Sampling follows torch's global seed. Stopping criteria are
-        asked about one row at a time, with its new tokens alone; after a beam search they only shorten its result. More new tokens than
-        the context has room for are not made. Raises ContextError, PromptError, and SamplingError for what is not supported.
+        Rows are read with their padding on the left, whatever side it came on. Sampling follows torch's global seed, row after row, and
+        weighs all tokens: there is no silent ``top_k`` of 50. Stopping criteria are asked about one row at a time, with its new tokens
+        alone; after a beam search they only shorten its result. More new tokens than the context has room for are not made.
+        Raises ContextError, PromptError, and SamplingError for what is not supported.
         """
         _check_known(more)
         ids = inputs if inputs is not None else input_ids
@@ -153,7 +153,6 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, nn.Module):
             top_p=1.0 if top_p is None or not do_sample else top_p,
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
-            seed=int(torch.randint(2**63 - 1, ())) if do_sample else None,
         )
         embeddings, mask = self._read_rows(ids, attention_mask, position_ids, images, image_sizes)
         room = context_length(self.llava) - embeddings.shape[1]
@@ -179,8 +178,6 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, nn.Module):
         self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, images: Any, sizes: Sequence[tuple[int, int]] | None
     ) -> tuple[Tensor, Tensor]:
         """Embeddings B.T.H of the prompts, padded on the left, and the mask of what is no padding."""
-        if images is None and bool((ids == IMAGE_TOKEN_INDEX).any()):
-            raise PromptError("places for images but no images", code="image_count", where="images", remedy="pass one for each <image>")
         mask = torch.ones_like(ids) if mask is None else mask
         words, _, given, _, made, _ = self.prepare_inputs_labels_for_multimodal(ids, positions, mask, None, None, images, sizes)
         embeddings = self.get_input_embeddings()(words) if made is None else made
@@ -194,7 +191,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, nn.Module):
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         scores = prefill_embeddings(self.llava, embeddings, mask=mask, positions=positions, past=past)
         if sampling.num_beams == 1:
-            return decode_many(self.llava, scores, past, sampling=sampling, stop_ids=frozenset(), ends=judge.over)
+            drawn_from = [torch.default_generator] * len(mask)
+            return decode_many(self.llava, scores, past, sampling=sampling, stop_ids=frozenset(), ends=judge.over, generators=drawn_from)
         rows = beam_search(self.llava, scores, past, beams=sampling.num_beams, new=sampling.max_new_tokens, stop_ids=judge.ends)
         end = sorted(judge.ends)[:1]
         return [judge.cut(row if len(row) == sampling.max_new_tokens else row + end) for row in rows]

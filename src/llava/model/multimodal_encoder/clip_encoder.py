@@ -28,7 +28,7 @@ class CLIPVisionTower(nn.Module):
         self.vision_tower_name = tower_name(llava)
         self.select_layer = llava.config.select_layer
         self.select_feature = llava.config.select_feature
-        self.image_processor = _image_processor(preprocess)
+        self.image_processor = _image_processor(preprocess, tiled=bool(llava.config.canvases))
 
     def load_model(self, device_map: Any = None) -> None:
         """Nothing to do: the tower comes with the model."""
@@ -77,12 +77,12 @@ def tower_name(llava: Llava) -> str:
     return _NAMES.get(shape, "clip")
 
 
-def _image_processor(preprocess: Preprocess) -> Any:
-    """CLIP's own: padding and tiles are ``process_images``' affair."""
+def _image_processor(preprocess: Preprocess, *, tiled: bool) -> Any:
+    """CLIP's own: padding and tiles are ``process_images``' affair, which asks ``base_aspect`` about the base view."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": preprocess.size},
         crop_size={"height": preprocess.size, "width": preprocess.size},
         image_mean=list(preprocess.mean),
         image_std=list(preprocess.std),
-        base_aspect=preprocess.aspect,
+        base_aspect=preprocess.aspect if tiled else "squash",
     )
