@@ -7,6 +7,10 @@
     from llava.eval.run_llava import eval_model             one question, printed answer
 
 Names and adapters only. What a picture, a prompt or a weight is, llavakit knows; llavakit does not know this package.
+
+Where the original fails or misleads, this differs: any number of pictures with any numbers of tiles is answered; padding may lie on
+either side; a checkpoint is known by its files, its name only chooses the conversation; too few pictures, a prompt that fills the context
+and words that ``generate`` does not know are typed errors; sampling has no unasked ``top_k``.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 import torch
 from torch import Tensor
+from transformers import TextIteratorStreamer
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
@@ -132,6 +133,9 @@ def test_a_streamer_sees_every_token(tiny: LlavaLlamaForCausalLM) -> None:
     streamer = Streamer()
     tokens = asked(tiny, QUESTIONS[0], picture(0), max_new_tokens=5, streamer=streamer)
     assert streamer.seen == [[], *([token] for token in tokens), [-1]]
+    text = TextIteratorStreamer(tiny.processor.tokenizer, skip_prompt=True)
+    asked(tiny, QUESTIONS[0], picture(0), max_new_tokens=5, streamer=text)
+    assert "".join(text) == tiny.processor.tokenizer.decode(tokens)
 
 
 def test_sampling_follows_the_global_seed(tiny: LlavaLlamaForCausalLM) -> None:
@@ -336,7 +340,7 @@ def test_the_parts_have_their_old_names(tiny: LlavaLlamaForCausalLM) -> None:
 
 
 def test_the_model_moves_and_changes_type(tiny_model_dir: Path) -> None:
-    model = LlavaLlamaForCausalLM.from_pretrained(tiny_model_dir, low_cpu_mem_usage=True, torch_dtype="float32")
+    model = LlavaLlamaForCausalLM.from_pretrained(tiny_model_dir, low_cpu_mem_usage=True, dtype="float32")
     expected = asked(model, QUESTIONS[0], picture(0), max_new_tokens=4)
     assert model.to(dtype=torch.bfloat16).dtype == model.get_vision_tower().dtype == torch.bfloat16
     pixels = pixels_of(model, picture(0)).half()  # old scripts send half precision, whatever the model is

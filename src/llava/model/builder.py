@@ -21,7 +21,7 @@ from llavakit.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
 _OLD_KEYS = ("mm_", "image_", "tokenizer_", "tune_mm_", "freeze_mm_", "unfreeze_mm_", "max_sequence_length")
-_HARMLESS = frozenset({"low_cpu_mem_usage", "multimodal", "attn_implementation", "torch_dtype", "use_flash_attention_2"})
+_KNOWN = frozenset({"attn_implementation", "dtype", "torch_dtype", "use_flash_attention_2", "low_cpu_mem_usage", "multimodal"})
 
 
 def load_pretrained_model(
@@ -43,7 +43,7 @@ def load_pretrained_model(
     """
     _check_supported(model_base, load_8bit or load_4bit, kwargs)
     folder = of_run(Path(model_path) if model_path else built_in())
-    loaded = Assistant.load(folder, dtype=_dtype(kwargs.get("torch_dtype")), device=_device(device_map, device))
+    loaded = Assistant.load(folder, dtype=kwargs.get("torch_dtype") or kwargs.get("dtype") or "auto", device=_device(device_map, device))
     text = loaded.model.language_model.config
     kind = LlavaMistralForCausalLM if text.model_type == "mistral" else LlavaLlamaForCausalLM
     model = kind(loaded.model, loaded.processor, _old_fields(folder)).eval()
@@ -66,13 +66,9 @@ def _check_supported(base: str | None, quantised: bool, more: Mapping[str, Any])
         raise CheckpointError(
             "8 and 4 bits are not available here", code="quantisation_not_supported", where="load_8bit", remedy="load without it"
         )
-    unknown = sorted(set(more) - _HARMLESS)
+    unknown = sorted(set(more) - _KNOWN)
     if unknown:
         _log.warning("load_pretrained_model does not know %s", ", ".join(unknown))
-
-
-def _dtype(asked: Any) -> str | torch.dtype:
-    return "auto" if asked is None else asked
 
 
 def _device(device_map: Any, device: str | torch.device) -> str | None:

@@ -42,11 +42,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, nn.Module):
         self.config = _config(llava, processor, type(self).__name__, fields or {})
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, torch_dtype: Any = "auto", device_map: Any = None, **_: Any) -> LlavaLlamaForCausalLM:
-        """The model of a checkpoint folder; other words of transformers' ``from_pretrained`` are accepted and mean nothing."""
+    def from_pretrained(cls, path: str | Path, *, device_map: Any = None, **more: Any) -> LlavaLlamaForCausalLM:
+        """The model of a checkpoint folder, on the CPU unless ``device_map`` says otherwise; more: as of ``load_pretrained_model``."""
         from llava.model.builder import load_pretrained_model
 
-        return load_pretrained_model(path, None, "", device_map=device_map or "cpu", torch_dtype=torch_dtype)[1]
+        return load_pretrained_model(path, None, "", device_map=device_map or "cpu", **more)[1]
 
     @property
     def language_model(self) -> Any:
