@@ -155,6 +155,16 @@ def test_ids_equal_the_processors(tokenizer: Any) -> None:
     assert mm_utils.tokenizer_image_token(old.get_prompt(), tokenizer) == ids  # one token a picture here, so nothing is repeated
 
 
+@pytest.mark.parametrize("name", sorted(conv_templates))
+def test_a_prompt_begins_once_and_shows_its_picture_once(tokenizer: Any, name: str) -> None:
+    conversation = conv_templates[name].copy()
+    conversation.append_message(conversation.roles[0], "<image>\nWhat is in the picture?")
+    conversation.append_message(conversation.roles[1], None)
+    ids = mm_utils.tokenizer_image_token(conversation.get_prompt(), tokenizer)
+    assert isinstance(ids, list)
+    assert (ids[0], ids.count(1), ids.count(-200)) == (1, 1, 1)
+
+
 def test_keywords_end_a_reply(tokenizer: Any) -> None:
     asked = torch.tensor([tokenizer("Is there a star? No.").input_ids])
     criterion = mm_utils.KeywordsStoppingCriteria(["No.", "###"], tokenizer, asked)

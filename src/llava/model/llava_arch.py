@@ -63,6 +63,8 @@ class LlavaMetaModel:
         return self.vision_tower
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # what copy and pickle ask of an object that is not filled yet
         return getattr(self.__dict__["_llava"].language_model.base_model, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

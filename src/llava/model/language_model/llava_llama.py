@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, padded
 from llava.model.multimodal_encoder.clip_encoder import tower_name
+from llavakit.checkpoint import store
 from llavakit.errors import SamplingError
 from llavakit.model.generation import Past, beam_search, check_context, context_length, decode_many, prefill_embeddings
 from llavakit.model.llava import Llava
@@ -47,6 +48,10 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, nn.Module):
         from llava.model.builder import load_pretrained_model
 
         return load_pretrained_model(path, None, "", device_map=device_map or "cpu", **more)[1]
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Write a checkpoint in the llava-hf layout, tokenizer and processor included. Raises CheckpointError."""
+        store.save(self.llava, self.processor, Path(folder))
 
     @property
     def language_model(self) -> Any:
