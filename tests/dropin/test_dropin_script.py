@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from llava.conversation import conv_templates
-from llava.eval.run_llava import conv_mode, eval_model, load_image, parser
+from llava.eval.run_llava import conv_mode, eval_model, load_image, parser, prompt_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model import LlavaLlamaForCausalLM
 from llavakit.assistant import Assistant, built_in
@@ -84,6 +84,22 @@ def test_the_command_line_takes_several_pictures(shown: Path, capsys: pytest.Cap
     args.conv_mode = "llava_v0"
     eval_model(args)
     assert "[WARNING]" in capsys.readouterr().out
+
+
+def test_without_marks_the_first_picture_is_asked_about(shown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(4).save(tmp_path / "more.png")
+    words = ["--query", "How many things are there?", "--temperature", "0", "--max_new_tokens", "8", "--image-file"]
+    one, two = (eval_model(parser().parse_args([*words, files])) for files in (str(shown), f"{shown},{tmp_path}/more.png"))
+    assert one == two
+    assert capsys.readouterr().out == f"{one}\n{two}\n"
+
+
+def test_pictures_stand_where_they_are_marked_and_between_the_first_models_marks() -> None:
+    system = conv_templates["llava_v1"].system
+    assert prompt_of("Q", "llava_v1", wrapped=False) == f"{system} USER: <image>\nQ ASSISTANT:"
+    assert prompt_of("Q", "llava_v1", wrapped=True) == f"{system} USER: <im_start><image><im_end>\nQ ASSISTANT:"
+    marked = "<image-placeholder> or <image-placeholder>?"
+    assert prompt_of(marked, "mistral_instruct", wrapped=False) == "[INST] <image> or <image>? [/INST]"
 
 
 @pytest.mark.parametrize(

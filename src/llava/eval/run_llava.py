@@ -63,7 +63,7 @@ def eval_model(args: Any) -> str:
         args.conv_mode = chosen
     elif args.conv_mode != chosen:
         print(f"[WARNING] conversation mode {args.conv_mode} as asked, where the model's name says {chosen}")
-    prompt = _prompt(args.query, args.conv_mode, wrapped=model.config.mm_use_im_start_end)
+    prompt = prompt_of(args.query, args.conv_mode, wrapped=model.config.mm_use_im_start_end)
     images = load_images(image_parser(args))
     pixels = process_images(images, image_processor, model.config)
     ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")
@@ -90,7 +90,7 @@ def conv_mode(model_name: str, template: str) -> str:
     return next(named, held if held in conv_templates else "llava_v0")
 
 
-def _prompt(query: str, mode: str, *, wrapped: bool) -> str:
+def prompt_of(query: str, mode: str, *, wrapped: bool) -> str:
     """The question with its pictures in place: where it marks them, otherwise one before it."""
     image = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN if wrapped else DEFAULT_IMAGE_TOKEN
     marked = IMAGE_PLACEHOLDER in query
