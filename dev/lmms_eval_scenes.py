@@ -77,8 +77,8 @@ def main() -> int:
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as room:
         docs = write_tasks(Path(room))
-        samples = run(Path(room), words.checkpoint, words.batch)
-    ours = Assistant.load(words.checkpoint, device="cpu")
+        ours = Assistant.load(words.checkpoint, device="cpu")
+        samples = run(Path(room), words.checkpoint, words.batch, ours.processor.template.name)
     wrong = [*wrong_replies(ours, docs, samples["replies"]), *wrong_losses(ours, docs, samples["choices"])]
     print(*wrong, sep="\n")
     print(f"{len(docs)} replies and {sum(len(doc['choices']) for doc in docs)} losses, {len(wrong)} differ")
@@ -103,9 +103,9 @@ def write_tasks(room: Path) -> list[dict[str, Any]]:
     return docs
 
 
-def run(room: Path, checkpoint: Path, batch: int) -> dict[str, list[dict[str, Any]]]:
+def run(room: Path, checkpoint: Path, batch: int, template: str) -> dict[str, list[dict[str, Any]]]:
     """What lmms-eval logs of each task, in the order of the documents."""
-    model = f"pretrained={checkpoint},device_map=auto,device=cpu,conv_template=vicuna_v1"
+    model = f"pretrained={checkpoint},device_map=auto,device=cpu,conv_template={template}"
     command = [sys.executable, "-m", "lmms_eval", "--model", "llava", "--model_args", model, "--tasks", "replies,choices"]
     command += ["--include_path", str(room), "--batch_size", str(batch), "--log_samples", "--output_path", str(room / "out")]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(room / "cache")}
