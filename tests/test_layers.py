@@ -77,6 +77,29 @@ def _on_import(tree: ast.AST) -> Iterator[ast.AST]:
             yield from _on_import(node)
 
 
+DROP_IN = sorted((ROOT / "src" / "llava").rglob("*.py"))
+
+
+def packages_of(path: Path) -> set[str]:
+    """The top-level packages that a file imports anywhere."""
+    nodes = list(ast.walk(parsed(path)))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name.split(".")[0] for name in plain | {node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)}}
+
+
+def test_the_drop_in_stands_on_the_package_and_never_the_reverse() -> None:
+    assert DROP_IN
+    assert not [path for path in MODULES.values() if "llava" in packages_of(path)]
+    allowed = {"llava", "llavakit", "torch", "transformers", "PIL", *sys.stdlib_module_names}
+    strange = {str(path.relative_to(ROOT)): names for path in DROP_IN if (names := packages_of(path) - allowed)}
+    assert not strange
+
+
+@pytest.mark.parametrize("path", DROP_IN, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_every_module_of_the_drop_in_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(parsed(path))
+
+
 def test_every_room_stands_in_the_table() -> None:
     rooms = {room(module) for module in MODULES} - {"llavakit", "__main__"}
     assert rooms == set(layers())
@@ -139,6 +162,11 @@ def test_importing_the_package_loads_the_standard_library_only() -> None:
 
 def test_the_command_line_loads_nothing_heavy() -> None:
     assert not loaded_by("import llavakit.cli, llavakit.cli.app") & set(HEAVY)
+
+
+def test_the_drop_in_asks_for_torch_only_where_it_computes() -> None:
+    assert not loaded_by("import llava, llava.constants, llava.utils") & set(HEAVY)
+    assert not loaded_by("import llava.conversation") & {"torch", "transformers", "tokenizers"}
 
 
 def test_rooms_without_torch() -> None:

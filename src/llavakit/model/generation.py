@@ -12,7 +12,7 @@ Scores are float32. Sizes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,10 +96,16 @@ def check_context(model: Llava, *, prompt: int, new: int) -> None:
 @torch.inference_mode()
 def prefill(model: Llava, batch: Batch, past: Past) -> Tensor:
     """Read a batch behind what was read before. Returns the scores (B, V) of the token after the last position."""
+    return prefill_embeddings(model, model.embed(batch), mask=batch.mask, positions=batch.positions, past=past)
+
+
+@torch.inference_mode()
+def prefill_embeddings(model: Llava, embeddings: Tensor, *, mask: Tensor, positions: Tensor, past: Past) -> Tensor:
+    """The same from embeddings (B, T, H): pictures are in their places already."""
     assert not model.training, "call eval() before generating"
-    past.mask = torch.cat([past.mask, batch.mask], 1)
-    past.padded = past.padded or not bool(batch.mask.all())
-    return _read(model, past, inputs_embeds=model.embed(batch), position_ids=batch.positions)
+    past.mask = torch.cat([past.mask, mask], 1)
+    past.padded = past.padded or not bool(mask.all())
+    return _read(model, past, inputs_embeds=embeddings, position_ids=positions)
 
 
 @torch.inference_mode()
@@ -121,7 +127,7 @@ def _read(model: Llava, past: Past, **inputs: Tensor) -> Tensor:
     return output.logits[:, -1].float()  # type: ignore[no-any-return]
 
 
-def sample(scores: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
+def sample(scores: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
     """One token a row, (B,): the best one at temperature 0, otherwise drawn from the smallest set holding ``top_p`` of the probability.
 
     generators: one a row, so that a row draws the same tokens alone and in a batch. Drawing is done on the CPU in float64.
@@ -188,12 +194,22 @@ def generate(model: Llava, batch: Batch, *, sampling: Sampling, stop_ids: frozen
 
 @torch.inference_mode()
 def decode_many(
-    model: Llava, scores: Tensor, past: Past, *, sampling: Sampling, stop_ids: frozenset[int], ends: Ends | None = None
+    model: Llava,
+    scores: Tensor,
+    past: Past,
+    *,
+    sampling: Sampling,
+    stop_ids: frozenset[int],
+    ends: Ends | None = None,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> list[list[int]]:
-    """Go on from ``scores`` until every row has ended. A row that has ended leaves the batch, so the rest goes faster."""
+    """Go on from ``scores`` until every row has ended. A row that has ended leaves the batch, so the rest goes faster.
+
+    generators: what each row draws from; None: every row from a stream of its own that begins at ``sampling.seed``.
+    """
     alive = list(range(scores.shape[0]))
     replies: list[list[int]] = [[] for _ in alive]
-    generators = [new_generator(sampling.seed) for _ in alive]
+    generators = generators or [new_generator(sampling.seed) for _ in alive]
     for count in range(1, sampling.max_new_tokens + 1):
         tokens = sample(scores, sampling, [generators[row] for row in alive])
         going = [_take(token, row, replies[row], stop_ids, ends) for row, token in zip(alive, tokens.tolist(), strict=True)]

@@ -1,0 +1,1 @@
+"""The vision tower, under its old path."""
