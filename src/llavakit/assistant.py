@@ -22,6 +22,7 @@ from llavakit.checkpoint import places, store
 from llavakit.model.cpu import accelerate_cpu
 from llavakit.model.generation import Past, check_context, generate, stream
 from llavakit.model.llava import Llava
+from llavakit.model.quantize import Quantization
 from llavakit.processor import Batch, Inputs, Processor
 from llavakit.text_stream import TextStream, finished_text, held_ids
 from llavakit.types import Conversation, Sampling, assistant
@@ -48,15 +49,17 @@ class Assistant:
         allow_pickle: bool = False,
         revision: str | None = None,
         draft: bool = False,
+        quantization: Quantization | None = None,
     ) -> Assistant:
         """From a checkpoint folder, the name of a built-in model or a Hub id (``places.find``); without a path, the built-in miniature.
 
         dtype: "auto" takes the stored one, or one the processor is fast in (``store.choose_dtype``). device: CUDA if there is one.
-        draft: see ``Processor``. On a CPU the fast paths of ``model/cpu.py`` are switched on. Raises CheckpointError.
+        draft: see ``Processor``. quantization: see ``store.load``. On a CPU the fast paths of ``model/cpu.py`` are switched on.
+        Raises CheckpointError.
         """
         device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
         folder = places.find(path, revision=revision, allow_pickle=allow_pickle)
-        model, processor = store.load(folder, dtype=dtype, device=device, allow_pickle=allow_pickle)
+        model, processor = store.load(folder, dtype=dtype, device=device, allow_pickle=allow_pickle, quantization=quantization)
         processor.draft = draft
         if device.type == "cpu":
             accelerate_cpu(model, packed=(model.vision_tower, model.multi_modal_projector))

@@ -23,8 +23,10 @@ from llavakit.checkpoint import files, weights
 from llavakit.checkpoint.dtypes import choose_dtype, cpu_has_bf16, dtypes, name_of
 from llavakit.checkpoint.folders import heal, of_run, replace_folder
 from llavakit.errors import CheckpointError
+from llavakit.model import quantize
 from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig
+from llavakit.model.quantize import Quantization
 from llavakit.processor import Processor
 
 __all__ = ["MAX_SHARD_BYTES", "choose_dtype", "cpu_has_bf16", "load", "save"]
@@ -33,12 +35,18 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 def load(
-    folder: Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu", allow_pickle: bool = False
+    folder: Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    allow_pickle: bool = False,
+    quantization: Quantization | None = None,
 ) -> tuple[Llava, Processor]:
     """The model (in eval mode) and the processor of a checkpoint, or of the newest checkpoint of a training run's folder.
 
     dtype: "auto" is ``choose_dtype`` of what most weights are stored in; "stored" keeps each weight's own; or a type by name.
     allow_pickle: also read pytorch_model*.bin, with torch's restricted reader.
+    quantization: pack the language model's layers to 8 or 4 bits while they are read (``model/quantize.py``).
     Raises CheckpointError; for missing, unexpected and misshapen weights with all their names, before memory is taken.
     """
     folder = of_run(Path(folder))
@@ -50,7 +58,12 @@ def load(
     check_pair(config, processor, where=str(folder))
     model = weights.build(config)
     plan = weights.match(found, model, where=str(folder))
-    weights.read(model, plan, dtypes(plan, dtype, torch.device(device)), torch.device(device))
+    pack = (
+        quantize.prepare(model.language_model, quantization, prefix="language_model.", device=torch.device(device))
+        if quantization
+        else None
+    )
+    weights.read(model, plan, dtypes(plan, dtype, torch.device(device)), torch.device(device), pack=pack)
     return model.eval(), processor
 
 
@@ -93,6 +106,9 @@ def save(
     Raises CheckpointError ``not_a_checkpoint`` for a folder holding something else, ``no_space`` and ``cannot_write``.
     """
     folder = Path(folder)
+    if quantize.is_packed(model):
+        what, remedy = "the model's weights are packed to few bits", "load it without quantization and save that"
+        raise CheckpointError(what, code="packed_weights", where=str(folder), remedy=remedy)
     check_pair(model.config, processor, where=str(folder))
     _check_target(folder, sum(value.numel() * (dtype or value.dtype).itemsize for _, value in _weights(model)))
 

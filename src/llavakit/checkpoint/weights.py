@@ -19,6 +19,7 @@ from llavakit.checkpoint.names import native
 from llavakit.errors import CheckpointError
 from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig
+from llavakit.model.quantize import Pack
 
 IDENTITY = "multi_modal_projector.linear_2."  # stored for a linear projector, see ModelConfig.to_hf
 
@@ -114,15 +115,21 @@ def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-def read(model: Llava, plan: Mapping[str, files.Stored], dtypes: Mapping[str, torch.dtype], device: torch.device) -> None:
-    """Read every weight to its place. Raises CheckpointError ``non_finite`` with the names of those that hold NaN or infinity."""
+def read(
+    model: Llava, plan: Mapping[str, files.Stored], dtypes: Mapping[str, torch.dtype], device: torch.device, *, pack: Pack | None = None
+) -> None:
+    """Read every weight to its place, through ``pack`` if there is one (``model/quantize.py``).
+
+    Raises CheckpointError ``non_finite`` with the names of those that hold NaN or infinity.
+    """
     weights: dict[str, Tensor] = {}
     wrong = []
     for name, stored in sorted(plan.items(), key=lambda item: str(item[1].file)):
-        weights[name] = torch.empty(stored.shape, dtype=dtypes[name], device=device)
-        finite = [_finite(piece) for piece in stored.pieces(weights[name])]
+        value = torch.empty(stored.shape, dtype=dtypes[name], device=device)
+        finite = [_finite(piece) for piece in stored.pieces(value)]
         if not all(finite):
             wrong.append(name)
+        weights.update(pack(name, value) if pack else {name: value})
     if wrong:
         raise CheckpointError(
             f"NaN or infinity in {len(wrong)} weights: {', '.join(wrong)}",

@@ -59,6 +59,7 @@ def ask(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
+    quantize: options.Quantize = None,
     revision: options.Revision = None,
     draft: options.Draft = False,
 ) -> None:

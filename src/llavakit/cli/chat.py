@@ -86,6 +86,7 @@ def chat(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
+    quantize: options.Quantize = None,
     revision: options.Revision = None,
     draft: options.Draft = False,
 ) -> None:

@@ -100,12 +100,13 @@ def score(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
+    quantize: options.Quantize = None,
 ) -> None:
     """Ask held-out questions about held-out scenes, with the picture and with a blank one."""
     from llavakit.eval import scenes as judge
     from llavakit.types import Sampling
 
-    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle, quantize=quantize)
     short = Sampling(max_new_tokens=64)
     asked = judge.held_out(per_type, seed=seed)
     with progress("asking", 2 * len(asked)) as tell:
