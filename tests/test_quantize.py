@@ -38,6 +38,15 @@ def test_a_packed_product_is_close(rows: int, inputs: int, outputs: int, bias: b
     assert float((near - full).norm() / full.norm()) < WORST[quantization]
 
 
+def test_rows_are_packed_independently() -> None:
+    """So that a large weight may be packed in pieces."""
+    weight = torch.randn(1024, 128, dtype=torch.bfloat16)
+    for kind in (Linear8, Linear4):
+        whole, pieces = kind.pack(weight), [kind.pack(rows) for rows in weight.split(512)]
+        for leaf, dimension in kind.rows.items():
+            assert torch.equal(whole[leaf], torch.cat([piece[leaf] for piece in pieces], dim=dimension))
+
+
 def test_weights_on_the_grid_are_packed_without_loss() -> None:
     linear = nn.Linear(GROUP, 16, bias=False)
     numbers = torch.randint(-127, 128, (16, GROUP))

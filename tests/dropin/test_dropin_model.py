@@ -19,6 +19,7 @@ from llava.model.builder import load_pretrained_model
 from llavakit.assistant import Assistant
 from llavakit.errors import CheckpointError, ContextError, SamplingError
 from llavakit.model import generation
+from llavakit.model.quantize import is_packed
 from llavakit.types import Conversation, Sampling, assistant
 from twins import apart, picture
 
@@ -251,8 +252,9 @@ def test_what_the_loader_gives(tiny_model_dir: Path) -> None:
     assert not isinstance(model, LlavaMistralForCausalLM)
     with pytest.raises(CheckpointError, match="base"):
         load_pretrained_model(tiny_model_dir, "vicuna", "llava-lora")
-    with pytest.raises(CheckpointError, match="bits"):
-        load_pretrained_model(tiny_model_dir, None, "llava", load_4bit=True)
+    _, small, _, _ = load_pretrained_model(tiny_model_dir, None, "llava", load_8bit=True, device="cpu")
+    assert is_packed(small)
+    assert not is_packed(model)
 
 
 @pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"": torch.device("cpu")}, "auto", "", None])

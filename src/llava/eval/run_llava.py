@@ -19,7 +19,7 @@ from llava.conversation import conv_templates
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.utils import disable_torch_init
-from llavakit.assistant import built_in
+from llavakit.checkpoint.places import built_in
 from llavakit.errors import ImageError
 from llavakit.images import LIMITS, open_image
 from llavakit.types import Image

@@ -15,8 +15,9 @@ import torch
 
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
-from llavakit.assistant import Assistant, built_in
+from llavakit.assistant import Assistant
 from llavakit.checkpoint.folders import of_run
+from llavakit.checkpoint.places import find
 from llavakit.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -41,9 +42,14 @@ def load_pretrained_model(
     slow in it, another (``torch_dtype`` decides). ``context_len`` is the config's ``max_sequence_length``, or 2048 as it always was.
     Raises CheckpointError.
     """
-    _check_supported(model_base, load_8bit or load_4bit, kwargs)
-    folder = of_run(Path(model_path) if model_path else built_in())
-    loaded = Assistant.load(folder, dtype=kwargs.get("torch_dtype") or kwargs.get("dtype") or "auto", device=_device(device_map, device))
+    _check_supported(model_base, kwargs)
+    folder = of_run(find(model_path))
+    loaded = Assistant.load(
+        folder,
+        dtype=kwargs.get("torch_dtype") or kwargs.get("dtype") or "auto",
+        device=_device(device_map, device),
+        quantization="4bit" if load_4bit else "8bit" if load_8bit else None,
+    )
     text = loaded.model.language_model.config
     kind = LlavaMistralForCausalLM if text.model_type == "mistral" else LlavaLlamaForCausalLM
     model = kind(loaded.model, loaded.processor, _old_fields(folder)).eval()
@@ -54,17 +60,13 @@ def load_pretrained_model(
     return loaded.processor.tokenizer, model, image_processor, int(getattr(model.config, "max_sequence_length", 2048))
 
 
-def _check_supported(base: str | None, quantised: bool, more: Mapping[str, Any]) -> None:
+def _check_supported(base: str | None, more: Mapping[str, Any]) -> None:
     if base is not None:
         raise CheckpointError(
             "weights that belong on a base model",
             code="base_not_supported",
             where="model_base",
             remedy="merge them into a checkpoint first",
-        )
-    if quantised:
-        raise CheckpointError(
-            "8 and 4 bits are not available here", code="quantisation_not_supported", where="load_8bit", remedy="load without it"
         )
     unknown = sorted(set(more) - _KNOWN)
     if unknown:

@@ -11,7 +11,7 @@ CPU (torchao 0.18 has none for 4 bits there). Elsewhere 8 bits are unpacked a la
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,16 @@ from llavakit.errors import CheckpointError
 Quantization = Literal["8bit", "4bit"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("8bit", "4bit")
 GROUP = 64  # inputs that share a scale in 4 bits
+_ROWS = 512  # of a weight packed at a time
 _FEW = 8  # rows up to which the int8 kernel beats unpacking and a bf16 product
 
 
 class Linear8(nn.Module):
     """y = (x q^T) s + b with q int8 N.K and a scale s for each of the N outputs."""
+
+    weight: Tensor
+    scale: Tensor
+    rows: ClassVar[Mapping[str, int]] = {"weight": 0, "scale": 0}  # the dimension of the outputs
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -36,6 +41,7 @@ class Linear8(nn.Module):
 
     @staticmethod
     def pack(weight: Tensor) -> dict[str, Tensor]:
+        """Its parts for some rows of a weight."""
         scale = (weight.abs().amax(1).float() / 127).clamp(min=1e-12)
         return {"weight": (weight.float() / scale[:, None]).round_().to(torch.int8), "scale": scale.to(weight.dtype)}
 
@@ -52,6 +58,10 @@ class Linear8(nn.Module):
 class Linear4(nn.Module):
     """y = x w^T + b with w = (q - 8) s + z: q in 0..15, s and z for every GROUP inputs of an output."""
 
+    weight: Tensor
+    scale: Tensor
+    rows: ClassVar[Mapping[str, int]] = {"weight": 0, "scale": 1}
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
@@ -64,6 +74,7 @@ class Linear4(nn.Module):
 
     @staticmethod
     def pack(weight: Tensor) -> dict[str, Tensor]:
+        """Its parts for some rows of a weight; the kernel's layout has blocks of at most 64 rows."""
         groups = weight.float().unflatten(1, (-1, GROUP))
         low, high = torch.aminmax(groups, dim=2, keepdim=True)
         scale = ((high - low) / 15).clamp(min=1e-12)
@@ -108,7 +119,8 @@ def prepare(language_model: Any, quantization: Quantization, *, prefix: str, dev
     def pack(name: str, value: Tensor) -> Mapping[str, Tensor]:
         if name not in owners:
             return {name: value}
-        return {owners[name] + leaf: part for leaf, part in kind.pack(value).items()}
+        pieces = [kind.pack(rows) for rows in value.split(_ROWS)]  # in pieces, for numbers in fp32 take twice a weight's memory
+        return {owners[name] + leaf: torch.cat([piece[leaf] for piece in pieces], dim=kind.rows[leaf]) for leaf in kind.rows}
 
     return pack
 
