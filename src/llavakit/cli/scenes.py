@@ -24,7 +24,7 @@ EXPORT_EXAMPLES = """Examples:
 
   llava scenes export data/train --count 40000
   llava scenes export data/test --split test --count 2000
-  llava scenes export data/print --small-print 0.75 --turns 3
+  llava scenes export data/print --small-print 0.75 --turns 3 --described 0.15
 """
 SCORE_EXAMPLES = """Examples:
 
@@ -68,6 +68,7 @@ def export(
     seed: Annotated[int, Option("--seed", min=0, help="Where in the split to begin.")] = 0,
     workers: Annotated[int, Option("--workers", min=1, help="Processes that draw.")] = 2,
     turns: Annotated[int, Option("--turns", min=1, help="Questions in a conversation.")] = 8,
+    described: Annotated[float, Option("--described", min=0, max=1, help="Share of conversations with a description of the whole.")] = 0.8,
     small_print: Annotated[
         float | None,
         Option("--small-print", min=0, max=1, help="Share with small print, always asked for (default: as they come)."),
@@ -86,6 +87,7 @@ def export(
                 workers=workers,
                 turns=turns,
                 small_print=small_print,
+                described=described,
                 progress=lambda done, _: tell(done),
             )
         )

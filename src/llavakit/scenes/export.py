@@ -33,7 +33,7 @@ BRIEF = (
 DETAILED = (
     "What is this?", "Describe the picture.", "What do you see?", "Describe the image in detail.", "What is in this picture?",
 )  # fmt: skip
-DESCRIBED = 0.8  # share of conversations with a description: it names everything, so it teaches most
+DESCRIBED = 0.8  # usual share of conversations with a description: it names everything, so it teaches most
 DESCRIBED_FIRST = 0.25  # share of these that begin with it; questions asked after it could be answered from its words, without sight
 Progress = Callable[[int, int], None]
 START = {"train": 0, "test": 50_000_000}  # seeds of the splits start far apart; the split itself is a matter of content
@@ -48,12 +48,14 @@ def export(
     workers: int = 2,
     turns: int = 8,
     small_print: float | None = None,
+    described: float = DESCRIBED,
     progress: Progress | None = None,
 ) -> Path:
     """Write ``count`` scenes of a split with all files of the module's drawing; returns ``folder``.
 
     ``turns`` is the number of questions in a conversation. ``small_print`` is the share of scenes with small print, which are then always
-    asked what it says; None takes scenes as they come (about one in five has some, asked like all else).
+    asked what it says; None takes scenes as they come (about one in five has some, asked like all else). ``described`` is the share of
+    conversations with a description of the whole.
     """
     chosen = list(itertools.islice(_with_share(scenes(split, start=START[split] + seed), small_print), count))
     ask = () if small_print is None else ("small",)
@@ -62,7 +64,7 @@ def export(
     _write_json(folder / "captions.json", coco_captions(chosen))
     _write_json(folder / "instances.json", coco_instances(chosen))
     _write_json(folder / "pretrain.json", [pretrain_sample(scene) for scene in chosen])
-    _write_json(folder / "finetune.json", [finetune_sample(scene, turns=turns, ask=ask) for scene in chosen])
+    _write_json(folder / "finetune.json", [finetune_sample(scene, turns=turns, ask=ask, described=described) for scene in chosen])
     lines = (json.dumps(row) + "\n" for row in benchmark(chosen))
     (folder / "benchmark.jsonl").write_text("".join(lines))
     return folder
@@ -92,11 +94,11 @@ def pretrain_sample(scene: Scene) -> dict[str, Any]:
     return _sample(scene, (Message("user", parts), assistant(reply)))
 
 
-def finetune_sample(scene: Scene, *, turns: int = 8, ask: Collection[str] = ()) -> dict[str, Any]:
+def finetune_sample(scene: Scene, *, turns: int = 8, ask: Collection[str] = (), described: float = DESCRIBED) -> dict[str, Any]:
     """Stage 2: several questions about one picture, mostly with a description before or after them. Types in ``ask`` are never left out."""
     rng = random.Random(scene.seed + 2)
     pairs = [(q.question, q.answer) for q in pick(scene, rng, turns, ask=ask)]
-    if rng.random() < DESCRIBED:
+    if rng.random() < described:
         pairs.insert(0 if rng.random() < DESCRIBED_FIRST else len(pairs), (rng.choice(DETAILED), captions(scene, rng)[3]))
     messages: list[Message] = []
     for number, (question, answer) in enumerate(pairs):
