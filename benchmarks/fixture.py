@@ -8,7 +8,7 @@ so that a reply of random words is read back as the very same tokens, as a train
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig, clip, llama
 from llavakit.processor import Processor
 from llavakit.prompts import CURIOUS_USER, TEMPLATES
-from llavakit.tiling import Tiling
+from llavakit.tiling import RELEASED, tiles_of
 
 ROWS, IMAGE, PAD = 32064, 32000, 32001
 QUESTION = "Describe the picture in detail and say how many persons you see"
@@ -40,10 +40,13 @@ class Shape:
     tower_layers: int
     width: int
     layers: int
+    tiles: tuple[tuple[int, int], ...] = ()  # columns x rows to choose from; none: LLaVA-1.5, some: NeXT
 
     @property
     def config(self) -> ModelConfig:
         return ModelConfig(
+            canvases=tiles_of(self.tiles, self.view),
+            merge="spatial_unpad" if self.tiles else "flat",
             vision=clip(size=self.view, width=self.tower_width, layers=self.tower_layers, heads=self.tower_width // 64),
             text=llama(
                 width=self.width,
@@ -87,7 +90,10 @@ class Shape:
 
 
 FULL = Shape(name="CLIP-L/14-336 + 0.5B decoder", view=336, tower_width=1024, tower_layers=24, width=1024, layers=24)
+NEXT = replace(FULL, name="CLIP-L/14-336, AnyRes + 0.5B decoder", tiles=RELEASED)
 QUICK = Shape(name="a toy (quick)", view=112, tower_width=256, tower_layers=4, width=256, layers=4)
+
+QUICK_NEXT = replace(QUICK, name="a toy (quick), AnyRes", tiles=RELEASED)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -120,8 +126,8 @@ def new_processor(shape: Shape) -> Processor:
     return Processor(
         tokenizer=tokenizer(),
         template=TEMPLATES["vicuna_v1"],
-        preprocess=Preprocess(size=shape.view),
-        tiling=Tiling(side=shape.view),
+        preprocess=Preprocess(size=shape.view, aspect="squash" if shape.tiles else "pad"),
+        tiling=shape.config.tiling,
         max_length=4096,
     )
 

@@ -17,10 +17,10 @@ import PIL.Image
 import torch
 from fixture import QUESTION
 from torch import Tensor
-from transformers import AutoProcessor, DynamicCache, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from llavakit.assistant import Assistant
-from llavakit.images import open_image
+from llavakit.images import image_size, open_image
 from llavakit.model.cpu import CpuLinear
 from llavakit.model.generation import Past, decode_one, stream
 from llavakit.types import Conversation, Image, Sampling, assistant, user
@@ -42,7 +42,16 @@ class Ours:
         self.tokens: list[int] = []
 
     def preprocess(self, jpeg: bytes) -> np.ndarray[Any, Any]:
-        return self.assistant.processor.preprocess.views(open_image(Image(jpeg)))
+        processor, image = self.assistant.processor, open_image(Image(jpeg))
+        return processor.preprocess.views(image, processor.tiling.canvas(*image.size))
+
+    def draft(self, jpeg: bytes) -> np.ndarray[Any, Any]:
+        """The same with ``--draft``."""
+        processor, image = self.assistant.processor, Image(jpeg)
+        size = image_size(image)
+        canvas = processor.tiling.canvas(*size)
+        opened = open_image(image, least=processor.preprocess.least(size, canvas))
+        return processor.preprocess.views(opened, canvas, true_size=size)
 
     def first_token(self, jpeg: bytes, number: int) -> float:
         start = time.perf_counter()
@@ -110,13 +119,14 @@ class Theirs:
     """transformers' side, used well."""
 
     def __init__(self, folder: Path, dtype: Any = torch.bfloat16) -> None:
-        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
         self.tokens: list[int] = []
 
     def preprocess(self, jpeg: bytes) -> np.ndarray[Any, Any]:
         picture = PIL.Image.open(io.BytesIO(jpeg)).convert("RGB")
-        return self.processor.image_processor(picture, return_tensors="np")["pixel_values"]  # type: ignore[no-any-return]
+        pixels: np.ndarray[Any, Any] = self.processor.image_processor(picture, return_tensors="np")["pixel_values"]
+        return pixels[0] if pixels.ndim == 5 else pixels
 
     def first_token(self, jpeg: bytes, number: int) -> float:
         start = time.perf_counter()

@@ -6,6 +6,8 @@
     second          another question about the picture, to its first token             target: 10, against reading again
     batch           seconds a decoding step of 8 conversations
     fp16            a checkpoint stored in float16, first token, each side choosing its own dtype
+    anyres          preprocessing for LLaVA-NeXT, also with --draft                    target: 1.4 and 3
+    next            decoding behind the 2,144 tokens of a LLaVA-NeXT picture           target: 1.8
     loading         peak memory / size of the checkpoint                               target: 1.15, converting 1.3
 
 The sides take turns (``measure.py``). A line gives each side's median and range and the ratio taken round by round. The bound is what
@@ -24,14 +26,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from fixture import FULL, QUICK, Shape, photograph, write_checkpoint
+from fixture import FULL, NEXT, QUICK, QUICK_NEXT, Shape, photograph, write_checkpoint
 from measure import Ceilings, Times, ceilings, faster, take_turns
 from sides import Ours, Theirs
+
+from llavakit.preprocess import CLIP_STD
 
 ROWS_IN_BATCH = 8
 
@@ -80,7 +84,7 @@ class Bench:
 
     def target(self, times: float) -> float | None:
         """What we mean to reach with the real shape; a toy has its own proportions."""
-        return times if self.shape is FULL else None
+        return times if self.shape in (FULL, NEXT) else None
 
     def prompt(self) -> int:
         """Tokens of the question about one picture."""
@@ -123,7 +127,7 @@ def first(bench: Bench) -> Iterator[Line]:
     yield Line(name=name, **times, bound=bound, target=bench.target(1.1), note=f"{agreed}\n{'':32}{cost}")
 
 
-def decoding(bench: Bench) -> Iterator[Line]:
+def decoding(bench: Bench, target: float = 1.6) -> Iterator[Line]:
     agreed, count = Agreement(bench), bench.tokens
     times = take_turns(
         {
@@ -135,7 +139,7 @@ def decoding(bench: Bench) -> Iterator[Line]:
     )
     read = bench.prompt() + count // 2
     bound = bench.shape.step_bytes(read) / bench.machine.read
-    yield Line(name=f"decoding, a token behind {read}", **times, bound=bound, target=bench.target(1.6), note=str(agreed))
+    yield Line(name=f"decoding, a token behind {read}", **times, bound=bound, target=bench.target(target), note=str(agreed))
 
 
 class Agreement:
@@ -210,6 +214,34 @@ def fp16(bench: Bench) -> Iterator[Line]:
     yield Line(name="first token, fp16 checkpoint", **times, note=chosen)
 
 
+def anyres(bench: Bench) -> Iterator[Line]:
+    ours, theirs = _next(bench)
+    for size in ((640, 480), (1000, 667), (1920, 1080), (4000, 3000)):
+        jpegs = [photograph(seed, size) for seed in range(2)]
+        distance = max(float(np.abs(ours.preprocess(jpeg) - theirs.preprocess(jpeg)).max()) for jpeg in jpegs)
+        assert distance <= 1e-6, f"pixels differ by {distance}"
+        times = take_turns({"theirs": _clocked(theirs.preprocess, jpegs), "ours": _clocked(ours.preprocess, jpegs)}, 2 * bench.rounds + 3)
+        note = f"pixels equal (largest difference {distance:.1g})"
+        yield Line(name=f"AnyRes, {size[0]}x{size[1]} JPEG", **times, target=bench.target(1.4), note=note)
+    levels = np.abs(ours.draft(jpegs[0]) - ours.preprocess(jpegs[0])) * (255 * np.array(CLIP_STD)[:, None, None])
+    times = take_turns({"theirs": _clocked(theirs.preprocess, jpegs), "ours": _clocked(ours.draft, jpegs)}, 2 * bench.rounds + 3)
+    note = f"pixels differ by {levels.mean():.2f} levels of 255 on average, {levels.max():.0f} at most"
+    yield Line(name=f"the same with --draft, {size[0]}x{size[1]}", **times, target=bench.target(3), note=note)
+
+
+def decoding_next(bench: Bench) -> Iterator[Line]:
+    ours, theirs = _next(bench)
+    yield from decoding(replace(bench, ours=ours, theirs=theirs, shape=NEXT if bench.shape is FULL else QUICK_NEXT), target=1.8)
+
+
+def _next(bench: Bench) -> tuple[Ours, Theirs]:
+    """Both sides of a NeXT checkpoint, written once."""
+    folder = bench.folder.with_name("next")
+    if not folder.exists():
+        write_checkpoint(folder, NEXT if bench.shape is FULL else QUICK_NEXT, torch.bfloat16)
+    return Ours(folder), Theirs(folder)
+
+
 def loading(bench: Bench) -> Iterator[str]:
     folder = bench.folder.with_name("fp16")
     if not folder.exists():
@@ -239,6 +271,8 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[Line | str]]] = {
     "second": second,
     "batch": batch,
     "fp16": fp16,
+    "anyres": anyres,
+    "next": decoding_next,
     "loading": loading,
 }
 
