@@ -34,13 +34,12 @@ TEXTS = ("What color is the square?", "How many things are there?  Two, or 3?", 
 def random_next() -> tuple[Any, Any]:
     """A NeXT of the tests' size; its canvases are two tiles wide or high."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from tiny import llama_tokenizer, tiny_config
-
     from llavakit.model.llava import Llava
     from llavakit.preprocess import Preprocess
     from llavakit.processor import Processor
     from llavakit.prompts import TEMPLATES
     from llavakit.tiling import Tiling
+    from tiny import llama_tokenizer, tiny_config
 
     torch.manual_seed(0)
     tokenizer, canvases = llama_tokenizer(), ((56, 112), (112, 56), (112, 112))

@@ -124,3 +124,16 @@ def test_a_folder_of_something_else_stays(tmp_path: Path) -> None:
         write_gguf(model, processor, tmp_path)
     assert raised.value.code == "not_a_checkpoint"
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("changes", [{}, NEXT], ids=["1.5", "next"])
+def test_a_reader_that_knows_only_the_files_gets_our_numbers(tmp_path: Path, changes: dict[str, Any]) -> None:
+    from gguf_run import embeddings, logits
+
+    model, processor = made(**changes)
+    text, vision = write_gguf(model, processor, tmp_path / "out", dtype="float32")
+    ids = [1, *range(300, 340)]
+    views = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(logits(text, ids), model.language_model(input_ids=torch.tensor([ids])).logits[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(embeddings(vision, views, gelu="none"), model.encode_views(views), rtol=1e-4, atol=1e-5)
