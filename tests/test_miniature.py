@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavakit.miniature import decoder, tokenizer, tower
-from llavakit.miniature.close_ups import close_up, close_ups
+from llavakit.miniature.close_ups import close_ups
 from llavakit.miniature.pictures import gallery
+from llavakit.scenes.close_up import close_up
 from llavakit.scenes.statements import near_misses, statements
 from llavakit.scenes.world import Sign, make_scene
 
@@ -105,10 +106,10 @@ def test_the_told_scene_holds_every_answer() -> None:
 @given(st.integers(0, 10**6))
 def test_a_close_up_shows_its_signs_where_it_says(seed: int) -> None:
     scene = make_scene(seed)
-    shown, picture = close_up(scene, 112)
+    shown, picture = close_up(scene, 112, signs=6)
     assert picture.size == (112, 112)
     assert (shown.things, shown.seed) == ((), seed)
-    assert close_up(scene, 112) == (shown, picture)
+    assert close_up(scene, 112, signs=6) == (shown, picture)
     for sign in shown.signs:
         half_w, half_h = (2 * half for half in sign_in_a_whole_picture(sign).half_extent())
         assert half_w <= sign.x <= 1 - half_w

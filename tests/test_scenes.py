@@ -8,12 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llavakit
 from llavakit.eval.scenes import Asked, ask, best_guess, caption_f1, held_out, overall, score, table
+from llavakit.scenes.close_up import close_up
 from llavakit.scenes.draw import RGB, blank, box, draw
 from llavakit.scenes.export import export
 from llavakit.scenes.questions import KINDS, pick, questions
@@ -200,6 +202,20 @@ def test_an_export_holds_the_wanted_share_of_small_print_and_asks_for_it(tmp_pat
     assert len(printed) == round(20 * share)
     assert all(any("small print say" in turn["value"] for turn in row["conversations"]) for row in printed)
     assert all(len(row["conversations"]) <= 2 * (3 + 1) for row in rows)  # three questions, and a description for most
+
+
+def test_an_export_with_close_ups_asks_what_they_show(tmp_path: Path) -> None:
+    folder = export(tmp_path, 20, close_ups=0.5, workers=1)
+    rows = {int(row["id"]): row for row in json.loads((folder / "finetune.json").read_text())}
+    described = {image["id"] for image in json.loads((folder / "captions.json").read_text())["images"]}
+    assert len(described) == 10
+    near = [row for seed, row in rows.items() if seed not in described]
+    assert 8 <= len(near) <= 10
+    for row in near:
+        shown, _ = close_up(make_scene(int(row["id"])), 112, signs=1)
+        with PIL.Image.open(folder / "images" / row["image"]) as picture:
+            assert picture.size == (112, 112)
+        assert [turn["value"] for turn in row["conversations"]] == ["<image>\nWhat does the small print say?", shown.signs[0].text]
 
 
 def test_held_out_is_held_out() -> None:

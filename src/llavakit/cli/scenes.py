@@ -69,6 +69,7 @@ def export(
     workers: Annotated[int, Option("--workers", min=1, help="Processes that draw.")] = 2,
     turns: Annotated[int, Option("--turns", min=1, help="Questions in a conversation.")] = 8,
     described: Annotated[float, Option("--described", min=0, max=1, help="Share of conversations with a description of the whole.")] = 0.8,
+    close_ups: Annotated[float, Option("--close-ups", min=0, max=1, help="Share shown as close-ups of one small sign.")] = 0.0,
     small_print: Annotated[
         float | None,
         Option("--small-print", min=0, max=1, help="Share with small print, always asked for (default: as they come)."),
@@ -88,6 +89,7 @@ def export(
                 turns=turns,
                 small_print=small_print,
                 described=described,
+                close_ups=close_ups,
                 progress=lambda done, _: tell(done),
             )
         )

@@ -17,9 +17,11 @@ import json
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llavakit.scenes.close_up import close_up
 from llavakit.scenes.draw import box, draw
 from llavakit.scenes.questions import KINDS, pick, questions
 from llavakit.scenes.statements import captions
@@ -36,6 +38,7 @@ DETAILED = (
 DESCRIBED = 0.8  # usual share of conversations with a description: it names everything, so it teaches most
 DESCRIBED_FIRST = 0.25  # share of these that begin with it; questions asked after it could be answered from its words, without sight
 Progress = Callable[[int, int], None]
+CLOSE_UP = 112  # pixels: a view of the miniature
 START = {"train": 0, "test": 50_000_000}  # seeds of the splits start far apart; the split itself is a matter of content
 
 
@@ -49,22 +52,29 @@ def export(
     turns: int = 8,
     small_print: float | None = None,
     described: float = DESCRIBED,
+    close_ups: float = 0.0,
     progress: Progress | None = None,
 ) -> Path:
     """Write ``count`` scenes of a split with all files of the module's drawing; returns ``folder``.
 
     ``turns`` is the number of questions in a conversation. ``small_print`` is the share of scenes with small print, which are then always
     asked what it says; None takes scenes as they come (about one in five has some, asked like all else). ``described`` is the share of
-    conversations with a description of the whole.
+    conversations with a description of the whole. ``close_ups`` is the share of scenes shown only through a window of CLOSE_UP pixels
+    around one small sign, with one question, what it says; they are in finetune.json alone.
     """
     chosen = list(itertools.islice(_with_share(scenes(split, start=START[split] + seed), small_print), count))
     ask = () if small_print is None else ("small",)
+    near = [scene for number, scene in enumerate(chosen) if int((number + 1) * close_ups) > int(number * close_ups)]
+    seen_near = {scene.seed for scene in near}
+    shown = [close_up_sample(scene) for scene in near]
+    chosen = [scene for scene in chosen if scene.seed not in seen_near]
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    _write_images(folder, [scene.seed for scene in chosen], workers, progress)
+    _write_images(folder, [scene.seed for scene in chosen], sorted(seen_near), workers, progress)
     _write_json(folder / "captions.json", coco_captions(chosen))
     _write_json(folder / "instances.json", coco_instances(chosen))
     _write_json(folder / "pretrain.json", [pretrain_sample(scene) for scene in chosen])
-    _write_json(folder / "finetune.json", [finetune_sample(scene, turns=turns, ask=ask, described=described) for scene in chosen])
+    whole = [finetune_sample(scene, turns=turns, ask=ask, described=described) for scene in chosen]
+    _write_json(folder / "finetune.json", sorted([*whole, *(one for one in shown if one)], key=lambda sample: str(sample["id"])))
     lines = (json.dumps(row) + "\n" for row in benchmark(chosen))
     (folder / "benchmark.jsonl").write_text("".join(lines))
     return folder
@@ -105,6 +115,16 @@ def finetune_sample(scene: Scene, *, turns: int = 8, ask: Collection[str] = (), 
         parts = (Image(Path(image_name(scene))), Text("\n" + question)) if number == 0 else (Text(question),)
         messages += [Message("user", parts), assistant(answer)]
     return _sample(scene, tuple(messages))
+
+
+def close_up_sample(scene: Scene) -> dict[str, Any] | None:
+    """One question about the print in a close-up; None where there was no room for any."""
+    signs = close_up(scene, CLOSE_UP, signs=1)[0].signs
+    question = next(iter(KINDS["small"](replace(scene, signs=tuple(replace(s, type="small") for s in signs)), random.Random(0))), None)
+    if question is None:
+        return None
+    picture = Image(Path(image_name(scene)))
+    return _sample(scene, (Message("user", (picture, Text("\n" + question[0]))), assistant(question[1])))
 
 
 def _sample(scene: Scene, messages: Iterable[Message]) -> dict[str, Any]:
@@ -168,27 +188,29 @@ def _coco_images(chosen: Sequence[Scene]) -> list[dict[str, Any]]:
     return [{"id": s.seed, "file_name": image_name(s), "width": s.width, "height": s.height} for s in chosen]
 
 
-def _write_images(folder: Path, seeds: Sequence[int], workers: int, progress: Progress | None) -> None:
-    jobs = [(folder / "images", seeds[at : at + 200]) for at in range(0, len(seeds), 200)]
+def _write_images(folder: Path, seeds: Sequence[int], near: Sequence[int], workers: int, progress: Progress | None) -> None:
+    jobs = [(folder / "images", part[at : at + 200], part is near) for part in (seeds, near) for at in range(0, len(part), 200)]
+    total = len(seeds) + len(near)
     done = 0
     if workers > 1 and len(jobs) > 1:
         with ProcessPoolExecutor(workers) as pool:
             for written in pool.map(_draw_files, jobs):
                 done += written
                 if progress:
-                    progress(done, len(seeds))
+                    progress(done, total)
         return
     for job in jobs:
         done += _draw_files(job)
         if progress:
-            progress(done, len(seeds))
+            progress(done, total)
 
 
-def _draw_files(job: tuple[Path, Sequence[int]]) -> int:
-    folder, seeds = job
+def _draw_files(job: tuple[Path, Sequence[int], bool]) -> int:
+    folder, seeds, near = job
     for seed in seeds:
         scene = make_scene(seed)
-        draw(scene).save(folder / image_name(scene), quality=92, subsampling=0)
+        picture = close_up(scene, CLOSE_UP, signs=1)[1] if near else draw(scene)
+        picture.save(folder / image_name(scene), quality=92, subsampling=0)
     return len(seeds)
 
 
