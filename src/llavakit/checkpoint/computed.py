@@ -1,0 +1,78 @@
+"""Weights that stand in no file but follow from some: each is a ``Stored`` like any other, computed when it is read.
+
+    grown      more rows, the mean of the old ones: a token of the mean logit is never the likeliest
+    replaced   some rows exchanged
+    merged     W + scale * B A         one LoRA adapter
+    summed     base + delta            rows that the base lacks come from the delta
+
+All arithmetic is in fp32. The sum of two fp16 (or bf16) numbers, taken in fp32 and rounded, is their sum correctly rounded, just as tools
+that add in fp16 have it, because fp32 has more than twice the digits and two more (24 >= 2 * 11 + 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llavakit.checkpoint.files import Stored, value_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """A tensor by what computes it. ``file`` is where its first part stands."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    file: Path
+    compute: Callable[[], Tensor]
+
+    def pieces(self, target: Tensor) -> Iterator[Tensor]:
+        """As ``files.FileTensor.pieces``, in one piece."""
+        yield target.copy_(self.compute()).view(-1)
+
+
+def grown(table: Stored, rows: int) -> Stored:
+    """A table of so many rows. A pure function of the table, so that a conversion gives the same files each time."""
+
+    def compute() -> Tensor:
+        old = value_of(table)
+        return torch.cat([old, old.mean(dim=0).expand(rows - len(old), -1)])
+
+    return _like(table, compute, shape=(rows, *table.shape[1:]))
+
+
+def replaced(table: Stored, last: Stored, *, start: int, count: int) -> Stored:
+    """A table whose ``count`` rows from ``start`` on are the last ones of another."""
+
+    def compute() -> Tensor:
+        old = value_of(table)
+        old[start : start + count] = value_of(last)[-count:]
+        return old
+
+    return _like(table, compute)
+
+
+def merged(weight: Stored, *, down: Stored, up: Stored, scale: float) -> Stored:
+    """A matrix (out x in) with the change by ``up`` (B, out x rank) and ``down`` (A, rank x in)."""
+    return _like(weight, lambda: value_of(weight).addmm_(value_of(up), value_of(down), alpha=scale))
+
+
+def summed(base: Stored, delta: Stored) -> Stored:
+    """A weight from its difference to a base's. Its type is the base's, in which the difference may be too coarse or too fine."""
+
+    def compute() -> Tensor:
+        whole, old = value_of(delta), value_of(base)
+        shared = min(len(whole), len(old))
+        whole[:shared] += old[:shared]
+        return whole
+
+    return _like(base, compute, shape=delta.shape)
+
+
+def _like(stored: Stored, compute: Callable[[], Tensor], *, shape: tuple[int, ...] | None = None) -> Computed:
+    return Computed(name=stored.name, shape=shape or stored.shape, dtype=stored.dtype, file=stored.file, compute=compute)
