@@ -3,7 +3,7 @@
     stage 1 alone     does aligning the projector make captions better than an untrained projector?
     stage 2           with and without stage 1, the same steps, samples and order
 
-    python benchmarks/stages.py --work build/tiny [--seeds 0 1 2] [--align 300] [--tune 500] [--per-kind 50]
+    python benchmarks/stages.py --work build/tiny [--seeds 0 1 2] [--align 200] [--tune 400] [--per-kind 50]
 
 ``--work`` is a folder made by ``runs/tiny.sh`` (tower, decoder, scenes). Runs are resumable; the table is printed as Markdown.
 """
@@ -43,7 +43,8 @@ def aligned(work: Path, seed: int, steps: int) -> Path:
 def tuned(work: Path, start: Path, name: str, seed: int, steps: int) -> Path:
     """A checkpoint after ``steps`` of stage 2 from ``start``."""
     words = [f"start={start}", f"data={work}/scenes/finetune.json", f"images={work}/scenes/images", f"out={work}/stages/{name}-seed{seed}"]
-    words += ["batch_size=32", "accumulation=1", f"steps={steps}", "lr=1e-3", f"seed={seed}"]
+    words += ["batch_size=16", "accumulation=1", f"steps={steps}", f"seed={seed}", "group=16"]
+    words += ["optimizer=muon", "lr=3e-3", "betas=[0.9,0.98]"]  # as in runs/tiny.sh
     return train(parse(FINETUNE, words)).checkpoint
 
 
@@ -75,8 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/tiny"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--align", type=int, default=300, help="steps of stage 1")
-    parser.add_argument("--tune", type=int, default=500, help="steps of stage 2")
+    parser.add_argument("--align", type=int, default=200, help="steps of stage 1")
+    parser.add_argument("--tune", type=int, default=400, help="steps of stage 2")
     parser.add_argument("--per-kind", type=int, default=50)
     parser.add_argument("--captions", type=int, default=256)
     given = parser.parse_args()

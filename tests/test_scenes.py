@@ -193,6 +193,15 @@ def test_export_repeats_itself(folder: Path, tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+def test_an_export_holds_the_wanted_share_of_small_print_and_asks_for_it(tmp_path: Path, share: float) -> None:
+    rows = json.loads((export(tmp_path, 20, turns=3, small_print=share, workers=1) / "finetune.json").read_text())
+    printed = [row for row in rows if any(sign.type == "small" for sign in make_scene(int(row["id"])).signs)]
+    assert len(printed) == round(20 * share)
+    assert all(any("small print say" in turn["value"] for turn in row["conversations"]) for row in printed)
+    assert all(len(row["conversations"]) <= 2 * (3 + 1) for row in rows)  # three questions, and a description for most
+
+
 def test_held_out_is_held_out() -> None:
     asked = held_out(10)
     assert Counter(row.kind for row in asked) == dict.fromkeys(KINDS, 10)
@@ -216,7 +225,7 @@ def test_scores_are_exact_match() -> None:
     assert overall(wrong).total == 5 * (len(KINDS) - 1), "small print is reported, not counted"
     assert 0 < overall(wrong).half_width < 0.1
     printed = table(perfect, wrong, best_guess(by_one))
-    assert "| overall | 55 | 100.0 %" in printed
+    assert "| all but small | 55 | 100.0 %" in printed
 
 
 def test_captions_are_scored_by_the_things_they_name() -> None:

@@ -275,8 +275,12 @@ class TrainConfig:
     "The folder that the samples' image names are relative to (default: the folder of data)."
     template: str = "vicuna_v1"
     "The prompt format (a name of prompts.TEMPLATES)."
-    aspect: Literal["square", "pad"] = "pad"
-    "How a picture becomes square: 'square' crops the middle, 'pad' fills with the mean colour."
+    aspect: Literal["square", "pad", "anyres"] = "pad"
+    "How a picture meets the tower: 'square' crops the middle, 'pad' fills with the mean colour, 'anyres' adds tiles (LLaVA-NeXT)."
+    tiles: str = "released"
+    "With anyres: the canvases as columns x rows, '1x2,2x1,2x2'; or released, blog (NeXT), hd (LLaVA-1.5-HD) (spec 2.3, 2.4, 2.9)."
+    base: Literal["squash", "pad"] = "squash"
+    "With anyres: how the view of the whole becomes square: scaled without its aspect ratio (NeXT), or padded (LLaVA-1.5-HD)."
     max_length: int = 2048
     "The longest sequence, image tokens included."
     batch_size: int = 16
@@ -349,6 +353,7 @@ class TrainConfig:
 # What may not change between a checkpoint and its resumption without force: they decide what the weights and the samples are.
 FIXED = frozenset({
     "stage", "rates", "start", "tower", "decoder", "projector", "data", "images", "template", "aspect",
+    "tiles", "base",
     "max_length", "optimizer", "seed", "group", "on_bad_sample", "allow_outside",
 })  # fmt: skip
 

@@ -150,7 +150,7 @@ class Preprocess:
                 remedy="LLaVA resizes bicubically to the shortest edge, crops a square of that size, rescales and normalises",
             )
         mean, std = tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD))
-        aspect = values.get("base_aspect", "squash") if tiled else "pad" if pads else "square"
+        aspect: Aspect = values.get("base_aspect", "squash") if tiled else "pad" if pads else "square"
         return Preprocess(size=size, aspect=aspect, mean=mean, std=std)
 
 

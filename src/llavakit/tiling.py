@@ -21,7 +21,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -170,6 +170,7 @@ BLOG: tuple[Size, ...] = ((2, 2), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (4, 1)
 HD: tuple[Size, ...] = tuple(  # LLaVA-1.5-HD: up to six tiles (spec 2.9), the smallest first
     sorted(((c, r) for c in range(1, 7) for r in range(1, 7) if c * r <= 6 and (min(c, r) < 2 or max(c, r) < 4)), key=lambda s: s[0] * s[1])
 )
+SHAPES: Mapping[str, tuple[Size, ...]] = {"released": RELEASED, "blog": BLOG, "hd": HD}
 
 _RANGE = re.compile(r"\(\s*(\d+)\s*x\s*(\d+)\s*\)\s*,\s*\.\.\.\s*,\s*\(\s*(\d+)\s*x\s*(\d+)\s*\)")
 

@@ -45,9 +45,9 @@ def test_the_first_row_that_matches_wins() -> None:
 
 def test_a_name_that_no_row_matches_is_an_error() -> None:
     with pytest.raises(TrainingError) as caught:
-        STAGES["finetune"].rate("image_newline")
+        STAGES["finetune"].rate("resampler.query")
     assert caught.value.code == "unmatched_parameter"
-    assert caught.value.where == "image_newline"
+    assert caught.value.where == "resampler.query"
 
 
 def test_patterns_match_whole_names() -> None:

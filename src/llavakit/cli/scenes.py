@@ -24,6 +24,7 @@ EXPORT_EXAMPLES = """Examples:
 
   llava scenes export data/train --count 40000
   llava scenes export data/test --split test --count 2000
+  llava scenes export data/print --small-print 0.75 --turns 3
 """
 SCORE_EXAMPLES = """Examples:
 
@@ -66,12 +67,28 @@ def export(
     split: Annotated[SplitName, Option("--split", help="Train and test share no scene.")] = SplitName.train,
     seed: Annotated[int, Option("--seed", min=0, help="Where in the split to begin.")] = 0,
     workers: Annotated[int, Option("--workers", min=1, help="Processes that draw.")] = 2,
+    turns: Annotated[int, Option("--turns", min=1, help="Questions in a conversation.")] = 8,
+    small_print: Annotated[
+        float | None,
+        Option("--small-print", min=0, max=1, help="Share with small print, always asked for (default: as they come)."),
+    ] = None,
 ) -> None:
     """Write pictures with COCO files, LLaVA JSON for both stages, and a benchmark."""
     from llavakit.scenes.export import export as export_scenes
 
     with progress("drawing", count) as tell:
-        print(export_scenes(folder, count, split=split.value, seed=seed, workers=workers, progress=lambda done, _: tell(done)))
+        print(
+            export_scenes(
+                folder,
+                count,
+                split=split.value,
+                seed=seed,
+                workers=workers,
+                turns=turns,
+                small_print=small_print,
+                progress=lambda done, _: tell(done),
+            )
+        )
 
 
 @app.command(epilog=SCORE_EXAMPLES)

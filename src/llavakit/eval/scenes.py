@@ -119,12 +119,16 @@ def caption_f1(seeds: Sequence[int], captions: Sequence[str]) -> float:
 
 
 def table(seen: Sequence[Score], unseen: Sequence[Score], chance: dict[str, float]) -> str:
-    """Markdown: type, questions, right with the picture, right with a blank one, chance."""
+    """Markdown: type, questions, right with the picture, right with a blank one, chance. Two sums: without small print, and of all."""
     lines = ["| type | questions | right (95 %) | blank image | chance |", "| --- | --- | --- | --- | --- |"]
-    blanks = {s.kind: s for s in (*unseen, overall(unseen))}
-    for s in (*seen, overall(seen)):
+    for s, dark in zip(_summed(seen), _summed(unseen), strict=True):
         guess = f"{100 * chance[s.kind]:.0f} %" if s.kind in chance else ""
-        lines.append(
-            f"| {s.kind} | {s.total} | {100 * s.share:.1f} % ± {100 * s.half_width:.1f} | {100 * blanks[s.kind].share:.1f} % | {guess} |"
-        )
+        lines.append(f"| {s.kind} | {s.total} | {100 * s.share:.1f} % ± {100 * s.half_width:.1f} | {100 * dark.share:.1f} % | {guess} |")
     return "\n".join(lines)
+
+
+def _summed(scores: Sequence[Score]) -> list[Score]:
+    """The types, then all but small print, then all."""
+    most = overall(scores)
+    every = Score(kind="all", right=sum(s.right for s in scores), total=sum(s.total for s in scores))
+    return [*scores, Score(kind="all but small", right=most.right, total=most.total), every]

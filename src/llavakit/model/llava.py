@@ -87,10 +87,10 @@ class Llava(nn.Module):
         embeddings: Tensor = self._table(batch.input_ids)
         places_bt = batch.input_ids == self.config.image_token_id
         placeholders, counted = int(places_bt.sum()), sum(grid.tokens for grid in batch.grids)
-        expected, views = sum(grid.views for grid in batch.grids), batch.views.shape[0]
-        if placeholders != counted or views != expected:
+        expected, given = sum(grid.views for grid in batch.grids), batch.views.shape[0]
+        if placeholders != counted or given != expected:
             raise PromptError(
-                f"{placeholders} image tokens in the text, {counted} counted for {len(batch.grids)} images; {views} views of {expected}",
+                f"{placeholders} image tokens in the text, {counted} counted for {len(batch.grids)} images; {given} views of {expected}",
                 code="image_token_count",
                 remedy="encode the conversation with this model's own processor",
             )

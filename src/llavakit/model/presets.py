@@ -152,6 +152,9 @@ class ModelConfig:
         except Exception as error:  # transformers raises as many kinds as there are fields
             raise _wrong("config.json", f"transformers refuses it: {str(error).strip().splitlines()[-1]}") from error
         projector = fields.get("projector_type", "mlp2x_gelu")
+        for side in ("image_size", "patch_size"):
+            if not isinstance(vision.get(side), int):  # transformers accepts null here
+                raise _wrong("config.json", f"vision_config.{side} is {vision.get(side)!r}, not a number of pixels")
         _check_supported(whole, vision, projector)
         text["tie_word_embeddings"] = bool(whole.tie_word_embeddings)  # the outer field decides, and may come from the inner one
         return ModelConfig(
@@ -160,7 +163,7 @@ class ModelConfig:
             projector=projector,
             select_layer=whole.vision_feature_layer,
             select_feature=_FEATURE[whole.vision_feature_select_strategy],
-            canvases=_canvases(whole, int(vision["image_size"])),
+            canvases=_canvases(whole, vision["image_size"]),
             merge=fields.get("merge", _MERGE[whole.model_type]),
             arithmetic=fields.get("arithmetic", "transformers"),
             image_token_id=whole.image_token_index,
@@ -178,7 +181,7 @@ def _check_kind(fields: Mapping[str, Any]) -> None:
         raise CheckpointError(
             "a checkpoint in the original LLaVA layout", code="original_layout", where="config.json", remedy="convert it: llava convert"
         )
-    if fields.get("model_type") not in ARCHITECTURES:
+    if fields.get("model_type") not in list(ARCHITECTURES):  # a list compares, so that a value of any kind may stand there
         raise CheckpointError(
             f"a model of type {fields.get('model_type')!r}",
             code="unsupported_model",

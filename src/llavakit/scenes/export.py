@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,19 +40,42 @@ START = {"train": 0, "test": 50_000_000}  # seeds of the splits start far apart;
 
 
 def export(
-    folder: Path, count: int, *, split: Split = "train", seed: int = 0, workers: int = 2, turns: int = 8, progress: Progress | None = None
+    folder: Path,
+    count: int,
+    *,
+    split: Split = "train",
+    seed: int = 0,
+    workers: int = 2,
+    turns: int = 8,
+    small_print: float | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """Write ``count`` scenes of a split with all files of the module's drawing; returns ``folder``."""
-    chosen = list(itertools.islice(scenes(split, start=START[split] + seed), count))
+    """Write ``count`` scenes of a split with all files of the module's drawing; returns ``folder``.
+
+    ``turns`` is the number of questions in a conversation. ``small_print`` is the share of scenes with small print, which are then always
+    asked what it says; None takes scenes as they come (about one in five has some, asked like all else).
+    """
+    chosen = list(itertools.islice(_with_share(scenes(split, start=START[split] + seed), small_print), count))
+    ask = () if small_print is None else ("small",)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     _write_images(folder, [scene.seed for scene in chosen], workers, progress)
     _write_json(folder / "captions.json", coco_captions(chosen))
     _write_json(folder / "instances.json", coco_instances(chosen))
     _write_json(folder / "pretrain.json", [pretrain_sample(scene) for scene in chosen])
-    _write_json(folder / "finetune.json", [finetune_sample(scene, turns=turns) for scene in chosen])
+    _write_json(folder / "finetune.json", [finetune_sample(scene, turns=turns, ask=ask) for scene in chosen])
     lines = (json.dumps(row) + "\n" for row in benchmark(chosen))
     (folder / "benchmark.jsonl").write_text("".join(lines))
     return folder
+
+
+def _with_share(stream: Iterable[Scene], share: float | None) -> Iterator[Scene]:
+    """Scenes of the stream, left out here and there so that after every one the share of scenes with small print is the wanted one."""
+    taken = printed = 0
+    for scene in stream:
+        has = any(sign.type == "small" for sign in scene.signs)
+        if share is None or has == (printed < share * (taken + 1)):
+            yield scene
+            taken, printed = taken + 1, printed + has
 
 
 def image_name(scene: Scene) -> str:
@@ -69,10 +92,10 @@ def pretrain_sample(scene: Scene) -> dict[str, Any]:
     return _sample(scene, (Message("user", parts), assistant(reply)))
 
 
-def finetune_sample(scene: Scene, *, turns: int = 8) -> dict[str, Any]:
-    """Stage 2: several questions about one picture, mostly with a description before or after them."""
+def finetune_sample(scene: Scene, *, turns: int = 8, ask: Collection[str] = ()) -> dict[str, Any]:
+    """Stage 2: several questions about one picture, mostly with a description before or after them. Types in ``ask`` are never left out."""
     rng = random.Random(scene.seed + 2)
-    pairs = [(q.question, q.answer) for q in pick(scene, rng, turns)]
+    pairs = [(q.question, q.answer) for q in pick(scene, rng, turns, ask=ask)]
     if rng.random() < DESCRIBED:
         pairs.insert(0 if rng.random() < DESCRIBED_FIRST else len(pairs), (rng.choice(DETAILED), captions(scene, rng)[3]))
     messages: list[Message] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from llavakit.scenes.statements import article, plural, side, where
@@ -135,14 +135,14 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
     return [Question(kind=kind, question=q, answer=a) for kind, ask in KINDS.items() for q, a in ask(scene, rng)]
 
 
-def pick(scene: Scene, rng: random.Random, count: int) -> list[Question]:
-    """``count`` questions, the types as even as the scene allows, in random order."""
+def pick(scene: Scene, rng: random.Random, count: int, *, ask: Collection[str] = ()) -> list[Question]:
+    """``count`` questions, the types as even as the scene allows, in random order; one of each type in ``ask`` first, if there is one."""
     pools: dict[str, list[Question]] = {}
     for question in questions(scene, rng):
         pools.setdefault(question.kind, []).append(question)
     for pool in pools.values():
         rng.shuffle(pool)
-    chosen: list[Question] = []
+    chosen = [pools.pop(kind)[0] for kind in ask if kind in pools]
     while len(chosen) < count and pools:
         for kind in rng.sample(sorted(pools), len(pools)):
             chosen.append(pools[kind].pop())

@@ -3,7 +3,8 @@
 pattern (whole name)     pretrain   finetune
 vision_tower.*           frozen     frozen
 multi_modal_projector.*  1          1            rates multiply the run's lr; the first match wins;
-language_model.*         frozen     1            a name that no row matches is an error
+image_newline            frozen     1            a name that no row matches is an error
+language_model.*         frozen     1
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ class Stage:
 
 PRETRAIN = Stage(
     name="pretrain",
-    table=((r"vision_tower\..*", None), (r"multi_modal_projector\..*", 1.0), (r"language_model\..*", None)),
+    table=((r"vision_tower\..*", None), (r"multi_modal_projector\..*", 1.0), (r"image_newline", None), (r"language_model\..*", None)),
 )
 FINETUNE = Stage(
     name="finetune",
-    table=((r"vision_tower\..*", None), (r"multi_modal_projector\..*", 1.0), (r"language_model\..*", 1.0)),
+    table=((r"vision_tower\..*", None), (r"multi_modal_projector\..*", 1.0), (r"image_newline", 1.0), (r"language_model\..*", 1.0)),
 )
 STAGES: Mapping[str, Stage] = {stage.name: stage for stage in (PRETRAIN, FINETUNE)}

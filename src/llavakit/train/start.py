@@ -5,6 +5,7 @@ Also where it computes, in which arithmetic, and how each weight is held: learne
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from llavakit.checkpoint import store
@@ -23,6 +25,7 @@ from llavakit.model.presets import ModelConfig, ProjectorKind
 from llavakit.model.projector import Projector
 from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES, Template
+from llavakit.tiling import SHAPES, tiles_of
 from llavakit.train import state
 from llavakit.train.attention import use_fast_attention
 from llavakit.train.stages import STAGES
@@ -86,21 +89,50 @@ def model_and_processor(config: TrainConfig, resumed: Path | None) -> tuple[Llav
     folder = resumed if resumed is not None else config.start
     if folder is not None:
         model, old = store.load(_newest_of_run(folder), dtype="stored")
-        tokenizer, token, preprocess = old.tokenizer, old.image_token, replace(old.preprocess, aspect=config.aspect)
+        tokenizer, token, preprocess = old.tokenizer, old.image_token, old.preprocess
     else:
         assert config.tower is not None, "settled() saw to it"
         assert config.decoder is not None, "settled() saw to it"
         model, tokenizer = join(config.tower, config.decoder, config.projector)
-        token, preprocess = IMAGE_TOKEN, Preprocess(size=model.config.image_size, aspect=config.aspect)
+        token, preprocess = IMAGE_TOKEN, Preprocess(size=model.config.image_size)
+    aspect = config.aspect if config.aspect != "anyres" else config.base
+    cut(model, config)
     processor = Processor(
         tokenizer=tokenizer,
         template=template(config.template),
-        preprocess=preprocess,
+        preprocess=replace(preprocess, aspect=aspect),
         tiling=model.config.tiling,
         image_token=token,
         max_length=config.max_length,
     )
     return model, processor
+
+
+def cut(model: Llava, config: TrainConfig) -> None:
+    """Give the model the tiles of ``aspect=anyres``, and a row-end vector where it has none yet (spec 1.5).
+
+    Raises ConfigError ``bad_value`` where a model with tiles would lose them, and for tiles that cannot be read.
+    """
+    if config.aspect != "anyres":
+        if model.config.canvases:
+            raise ConfigError("the checkpoint sees tiles", code="bad_value", where="aspect", remedy="give aspect=anyres and its tiles")
+        return
+    canvases = tiles_of(_shapes(config.tiles), model.config.image_size)
+    model.config = replace(model.config, canvases=canvases, merge="spatial_unpad")
+    if model.image_newline is None:
+        table = model.language_model.get_input_embeddings().weight
+        model.image_newline = nn.Parameter((torch.randn(table.shape[1]) / table.shape[1] ** 0.5).to(table.dtype))
+
+
+def _shapes(words: str) -> tuple[tuple[int, int], ...]:
+    """Columns x rows of ``tiles``."""
+    if words in SHAPES:
+        return SHAPES[words]
+    found = [re.fullmatch(r"\s*([1-9])\s*x\s*([1-9])\s*", word) for word in words.split(",")]
+    if not all(found):
+        remedy = f"write columns x rows, as 1x2,2x1,2x2, or one of {', '.join(SHAPES)}"
+        raise ConfigError(f"'{words}' are no tiles", code="bad_value", where="tiles", remedy=remedy)
+    return tuple((int(match[1]), int(match[2])) for match in found if match)
 
 
 def _newest_of_run(folder: Path) -> Path:
