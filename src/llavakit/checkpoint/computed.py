@@ -12,7 +12,7 @@ that add in fp16 have it, because fp32 has more than twice the digits and two mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -62,8 +62,8 @@ def merged(weight: Stored, *, down: Stored, up: Stored, scale: float) -> Stored:
     return _like(weight, lambda: value_of(weight).addmm_(value_of(up), value_of(down), alpha=scale))
 
 
-def summed(base: Stored, delta: Stored) -> Stored:
-    """A weight from its difference to a base's. Its type is the base's, in which the difference may be too coarse or too fine."""
+def summed(base: Stored, delta: Stored, *, dtype: torch.dtype | None) -> Stored:
+    """A weight from its difference to a base's, in the base's type unless ``dtype`` is given: the difference's own may be finer."""
 
     def compute() -> Tensor:
         whole, old = value_of(delta), value_of(base)
@@ -71,7 +71,7 @@ def summed(base: Stored, delta: Stored) -> Stored:
         whole[:shared] += old[:shared]
         return whole
 
-    return _like(base, compute, shape=delta.shape)
+    return replace(_like(base, compute, shape=delta.shape), dtype=dtype or base.dtype)
 
 
 def _like(stored: Stored, compute: Callable[[], Tensor], *, shape: tuple[int, ...] | None = None) -> Computed:

@@ -115,7 +115,7 @@ def _check(
     else:
         again, reader = store.load(
             draft,
-            dtype="fp32" if to == "delta" else "stored",
+            dtype="stored",
             base=base if to == "delta" else None,
             tower=None if to == "hf" or (draft / original_save.OWN_TOWER).exists() else tower,
             allow_pickle=allow_pickle,
@@ -123,7 +123,7 @@ def _check(
         also = reader.encode(_TALK, learn=False)
         same_ids = torch.equal(_plain(inputs, processor), _plain(also, reader))
     after = logits(again, reader, _with_id(inputs, processor, reader))
-    count = min(before.shape[-1], after.shape[-1])
+    count = min(model.config.file_rows, again.config.file_rows)  # rows that stand in no file are made when they are missed
     error = float((before[:, :count] - after[:, :count]).abs().max() / before[:, :count].abs().max())
     return error, same_ids
 

@@ -22,6 +22,7 @@ from typing import Any
 from llavakit import processor_files
 from llavakit.checkpoint import adapters, names, original_config
 from llavakit.checkpoint.computed import grown, replaced, summed
+from llavakit.checkpoint.dtypes import DTYPES
 from llavakit.checkpoint.files import Stored, value_of
 from llavakit.checkpoint.layouts import Layout, describe, is_original
 from llavakit.checkpoint.tower import Tower, find
@@ -57,6 +58,7 @@ def read(layout: Layout, *, base: Path | None, tower: Path | None) -> tuple[Mode
     config = original_config.to_model(
         {name: value for name, value in fields.items() if name != BASE_MARK},
         vision=seen.fields,
+        tower_inside=inside,
         file_rows=file_rows,
         rows=rows,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
@@ -138,7 +140,8 @@ def _sum(layout: Layout, old: Mapping[str, Stored]) -> dict[str, Stored]:
             told if wrong else "the difference was taken to other weights than these",
             code="wrong_base", where=str(layout.folder), remedy="give the base that the difference was taken to",
         )  # fmt: skip
-    return {name: summed(old[name], stored) if name in old else stored for name, stored in new.items()}
+    dtype = DTYPES.get(str(layout.config.get("torch_dtype"))) if mark else None  # without our mark it may be the difference's
+    return {name: summed(old[name], stored, dtype=dtype) if name in old else stored for name, stored in new.items()}
 
 
 def _projector(layout: Layout) -> Iterator[tuple[str, Stored]]:

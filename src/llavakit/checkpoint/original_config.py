@@ -28,6 +28,7 @@ _NAMES: Mapping[Aspect, str] = {"square": "square", "pad": "pad", "squash": "any
 _STRATEGIES = {"patch": "default", "cls_patch": "full"}
 _FOREIGN = ("mm_resampler_type", "s2")  # parts that no release of the family has
 _ABOUT_FILES = ("torch_dtype", "dtype", "transformers_version", "_name_or_path", "auto_map", "quantization_config")
+TOWER_INSIDE = "unfreeze_mm_vision_tower"  # what makes the original look for the tower's weights in the checkpoint
 TOWERS: Mapping[str, Mapping[str, Any]] = {  # what the released checkpoints name; every other tower needs its folder
     "openai/clip-vit-large-patch14-336": CLIP_L_336,
     "openai/clip-vit-large-patch14": clip(size=224, width=1024, layers=24, heads=16),
@@ -62,7 +63,9 @@ def aspect(fields: Mapping[str, Any]) -> Aspect:
     return _ASPECTS[name]
 
 
-def to_model(fields: Mapping[str, Any], *, vision: Mapping[str, Any], file_rows: int, rows: int, image_token_id: int) -> ModelConfig:
+def to_model(
+    fields: Mapping[str, Any], *, vision: Mapping[str, Any], tower_inside: bool, file_rows: int, rows: int, image_token_id: int
+) -> ModelConfig:
     """The model of an original config.json and its tower's fields.
 
     ``file_rows``: rows of the embedding table in the files, ``rows``: in the model. Raises CheckpointError.
@@ -95,7 +98,7 @@ def to_model(fields: Mapping[str, Any], *, vision: Mapping[str, Any], file_rows:
             "vision_feature_select_strategy": _STRATEGIES[feature],
             "merge": fields.get("mm_patch_merge_type", "flat") if tiled else "flat",
             "arithmetic": "original",
-            "original": kept | {"model_type": fields["model_type"], "vocab_size": file_rows},
+            "original": kept | {TOWER_INSIDE: tower_inside, "model_type": fields["model_type"], "vocab_size": file_rows},
         }
     )
 
@@ -122,7 +125,7 @@ def from_model(config: ModelConfig, *, base_aspect: Aspect, max_length: int, tow
         **_old_rope(config.text),
         "vocab_size": rows,
         "mm_vision_tower": tower,
-        "unfreeze_mm_vision_tower": has_tower,
+        TOWER_INSIDE: has_tower,
         "mm_hidden_size": config.vision["hidden_size"],
         "mm_projector_type": config.projector,
         "mm_vision_select_layer": config.select_layer,

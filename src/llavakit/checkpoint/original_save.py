@@ -71,19 +71,21 @@ def save_delta(
     *,
     base: Path,
     tower: Path | None = None,
-    dtype: torch.dtype | None = torch.float32,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_pickle: bool = False,
 ) -> None:
-    """Write the difference to ``base``, a language model or a LLaVA. In fp32 it is exact for weights of 16 bits. As ``save``."""
+    """Write the difference to ``base``, a language model or a LLaVA, in fp32. As ``save``.
+
+    Added again and rounded to fp16 it gives every bit back, as long as no number is above one (those are all multiples of 2^-24).
+    """
     plan = _plan(model, processor, tower, allow_pickle=allow_pickle)
     old = named(describe(base, allow_pickle=allow_pickle))
     content = {}
     for name, value in _whole(model, plan).items():
         before = old.get(names.ours(name, names.ORIGINAL) or "")
         content[name] = value if before is None else _difference(value, before)
-    fields = _fields(model, processor, plan, dtype) | {BASE_MARK: fingerprint(old)}
-    _write(folder, fields, content, model, processor, plan, dtype=dtype, limit=max_shard_bytes)
+    fields = _fields(model, processor, plan, None) | {BASE_MARK: fingerprint(old)}
+    _write(folder, fields, content, model, processor, plan, dtype=torch.float32, limit=max_shard_bytes)
 
 
 def save_projector(model: Llava, processor: Processor, folder: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -107,7 +109,8 @@ def _plan(model: Llava, processor: Processor, tower: Path | None, *, allow_pickl
     name = recorded or next(released, OWN_TOWER)
     folder = tower or (find(name, beside=Path()) if name != OWN_TOWER else None)
     same = folder is not None and _is(model, Tower.read(folder).tensors(allow_pickle=allow_pickle))
-    return _Plan(tower=name, inside=name != OWN_TOWER and not same, rows=rows, dropped=dropped)
+    inside = name != OWN_TOWER and (not same or bool(model.config.original.get(original_config.TOWER_INSIDE)))
+    return _Plan(tower=name, inside=inside, rows=rows, dropped=dropped)
 
 
 def _is(model: Llava, stock: Mapping[str, files.Stored]) -> bool:

@@ -104,6 +104,11 @@ class ModelConfig:
         return int(self.text["vocab_size"])
 
     @property
+    def file_rows(self) -> int:
+        """Rows of that table in the files of the original layout that the model came from, else all."""
+        return min(self.rows, int(self.original.get("vocab_size", self.rows)))
+
+    @property
     def tied(self) -> bool:
         """Whether the language model's head is its embedding table."""
         return bool(self.text["tie_word_embeddings"])
