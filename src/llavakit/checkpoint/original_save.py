@@ -74,7 +74,7 @@ def save_delta(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_pickle: bool = False,
 ) -> None:
-    """Write the difference to ``base``, a language model or a LLaVA, in fp32. As ``save``.
+    """Write the differences to ``base``, a language model or a LLaVA, in fp32, and the rest as it is. As ``save``.
 
     Added again and rounded to fp16 it gives every bit back, as long as no number is above one (those are all multiples of 2^-24).
     """
@@ -85,7 +85,7 @@ def save_delta(
         before = old.get(names.ours(name, names.ORIGINAL) or "")
         content[name] = value if before is None else _difference(value, before)
     fields = _fields(model, processor, plan, None) | {BASE_MARK: fingerprint(old)}
-    _write(folder, fields, content, model, processor, plan, dtype=torch.float32, limit=max_shard_bytes)
+    _write(folder, fields, content, model, processor, plan, dtype=None, limit=max_shard_bytes)
 
 
 def save_projector(model: Llava, processor: Processor, folder: Path, *, dtype: torch.dtype | None = None) -> None:
