@@ -47,8 +47,7 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("kind", "dtype"), [("llama", torch.float16), ("mistral", torch.float32), ("llama", torch.bfloat16)], ids=str)
 def test_there_and_back_every_byte_is_the_same(tmp_path: Path, kind: str, case: str, dtype: torch.dtype) -> None:
     fields, inside = CASES[case]
     made = make(kind, **fields)

@@ -10,6 +10,7 @@ config.json                               read only, for the context length
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from llavakit.tiling import Size, Tiling, pinpoints
 from llavakit.types import Conversation, Image, Pixels, Text, assistant, system, user
 
 _NO_LENGTH = 10**6  # transformers writes 1e30 where a tokenizer names no length
+_PIECES = "tokenizer.model"
 _AROUND = ("<im_start>", "<im_end>")  # spec 1.2, the first checkpoints
 _USUAL_LENGTH = 4096  # Vicuna v1.5 (spec 1.3)
 
@@ -45,6 +47,15 @@ def write(
     _write_json(folder / "preprocessor_config.json", {**preprocess.to_hf(canvases), **named})
     _write_json(folder / "processor_config.json", {**named, **values})
     (folder / "chat_template.jinja").write_text(template.jinja(), "utf-8")
+    copy_pieces(tokenizer, folder)
+
+
+def copy_pieces(tokenizer: Any, folder: Path) -> bool:
+    """Keep SentencePiece's file, which old programs read and transformers 5 does not write; whether there is one."""
+    home = Path(tokenizer.name_or_path or ".") / _PIECES
+    if home.is_file() and tokenizer.name_or_path:
+        shutil.copyfile(home, folder / _PIECES)
+    return (folder / _PIECES).exists()
 
 
 def tokenizer(folder: Path) -> Any:

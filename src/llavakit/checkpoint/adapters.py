@@ -1,9 +1,11 @@
-"""LoRA adapters as PEFT writes them, merged into the base's weights; PEFT itself is not needed.
+"""LoRA adapters as PEFT writes them, merged into the base's weights or kept beside them; PEFT itself is not needed.
 
 adapter_config.json            r, lora_alpha, use_rslora, alpha_pattern ...     scale = alpha / r, or alpha / sqrt(r)
 base_model.model.NAME.lora_A.weight  A                                          W of NAME becomes W + scale * B A
 base_model.model.NAME.lora_B.weight  B
 base_model.model.NAME  (and non_lora_trainables.bin)                            takes the place of NAME: projector, tower, embeddings
+
+NAME is the original's, or for a llava-hf base the one that the model has in transformers.
 """
 
 from __future__ import annotations
@@ -11,20 +13,27 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from llavakit.checkpoint.computed import merged
-from llavakit.checkpoint.files import Stored
-from llavakit.checkpoint.layouts import ADAPTER_CONFIG, EXTRAS_FILE, Layout
-from llavakit.checkpoint.names import PROJECTOR, Table, ours
+from llavakit.checkpoint.files import Stored, value_of
+from llavakit.checkpoint.layouts import ADAPTER_CONFIG, ADAPTER_FILES, EXTRAS_FILE, Layout
+from llavakit.checkpoint.names import ORIGINAL, PROJECTOR, Table, in_memory, ours
+from llavakit.checkpoint.shards import write_json
 from llavakit.errors import CheckpointError
 
 _MATRIX = re.compile(r"(.*)\.lora_([AB])(?:\.default)?\.weight")
 _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # other ways to begin change the base too
 
 
-def apply(layout: Layout, found: Mapping[str, Stored], table: Table) -> dict[str, Stored]:
+def apply(layout: Layout, found: Mapping[str, Stored], table: Table, *, merge: bool = True) -> dict[str, Stored]:
     """The base's weights (by our names) with an adapter merged into them. ``table`` names the adapter's side.
+
+    ``merge`` False leaves its matrices out, though they must fit: only what was trained as a whole takes its place.
 
     Raises CheckpointError ``unsupported_adapter`` for what is not plain LoRA, ``adapter_mismatch`` for matrices that the base has no
     place for, ``no_projector`` where neither side has one.
@@ -47,7 +56,7 @@ def apply(layout: Layout, found: Mapping[str, Stored], table: Table) -> dict[str
         base = weights.get(name or "")
         if name is None or base is None or not _fits(base, pair):
             wrong.append(module)
-        else:
+        elif merge:
             scale = _scale(fields, module, rank=pair["A"].shape[0])
             weights[name] = merged(base, down=pair["A"], up=pair["B"], scale=scale)
     if wrong or not pairs:
@@ -67,6 +76,29 @@ def apply(layout: Layout, found: Mapping[str, Stored], table: Table) -> dict[str
             remedy=f"download {EXTRAS_FILE} too",
         )
     return weights
+
+
+def write(layout: Layout, folder: Path) -> None:
+    """The matrices of an adapter of the original layout, as an adapter of the same model in the llava-hf layout.
+
+    PEFT takes a list of modules by their names' ends, which the tower's have too (spec trap 25): the pattern names the language model.
+    """
+    fields = dict(layout.adapter)
+    found = {}
+    for name, stored in layout.tensors.items():
+        matrix = _MATRIX.fullmatch(name)
+        if matrix:
+            mapped = ours(_plain(matrix[1]), ORIGINAL) or ""
+            found[f"base_model.model.{in_memory(mapped)}.lora_{matrix[2]}.weight"] = value_of(stored, stored.dtype or torch.float32)
+    ends = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in found})
+    patterns = {
+        part: {pattern.removeprefix("model."): value for pattern, value in (fields.get(part) or {}).items()}
+        for part in ("rank_pattern", "alpha_pattern")
+    }
+    gone = {"base_model_name_or_path": None, "modules_to_save": None, "auto_mapping": None, "layers_to_transform": None}
+    folder.mkdir()
+    write_json(folder / ADAPTER_CONFIG, fields | gone | patterns | {"target_modules": rf".*language_model.*\.({'|'.join(ends)})"})
+    save_file(found, folder / ADAPTER_FILES[0], metadata={"format": "pt"})
 
 
 def _plain(name: str) -> str:

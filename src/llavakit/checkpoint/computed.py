@@ -1,6 +1,6 @@
 """Weights that stand in no file but follow from some: each is a ``Stored`` like any other, computed when it is read.
 
-    grown      more rows, the mean of the old ones: a token of the mean logit is never the likeliest
+    grown      more rows, drawn close around the mean of the old ones: a token of the mean logit is never the likeliest
     replaced   some rows exchanged
     merged     W + scale * B A         one LoRA adapter
     summed     base + delta            rows that the base lacks come from the delta
@@ -11,7 +11,7 @@ that add in fp16 have it, because fp32 has more than twice the digits and two mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from llavakit.checkpoint.files import Stored, value_of
+
+_SPREAD = 1e-5  # spec 1.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +39,31 @@ class Computed:
 
 
 def grown(table: Stored, rows: int) -> Stored:
-    """A table of so many rows. A pure function of the table, so that a conversion gives the same files each time."""
+    """A table of so many rows, the new ones drawn as llava-hf has them: around the mean, with 1e-5 of the old ones' covariance.
+
+    Drawn as weighted sums of the old rows, which have that covariance without it ever being computed; with the same weights each time.
+    """
 
     def compute() -> Tensor:
-        old = value_of(table)
-        return torch.cat([old, old.mean(dim=0).expand(rows - len(old), -1)])
+        count = table.shape[0]
+        whole = torch.empty(rows, *table.shape[1:])
+        for _ in table.pieces(whole[:count]):
+            pass
+        old, mean = whole[:count], whole[:count].mean(dim=0)
+        drawn = torch.randn(rows - count, count, generator=torch.Generator().manual_seed(0))
+        whole[count:] = mean + (_SPREAD / count) ** 0.5 * (drawn @ old - drawn.sum(dim=1, keepdim=True) * mean)
+        return whole
 
     return _like(table, compute, shape=(rows, *table.shape[1:]))
 
 
-def replaced(table: Stored, last: Stored, *, start: int, count: int) -> Stored:
-    """A table whose ``count`` rows from ``start`` on are the last ones of another."""
+def replaced(table: Stored, last: Stored, rows: Sequence[int]) -> Stored:
+    """A table some of whose rows are the last ones of another."""
 
     def compute() -> Tensor:
-        old = value_of(table)
-        old[start : start + count] = value_of(last)[-count:]
-        return old
+        whole = value_of(table)
+        whole[list(rows)] = value_of(last)[-len(rows) :]
+        return whole
 
     return _like(table, compute)
 

@@ -7,7 +7,6 @@ SRC --load--> model --save--> draft of DST --load--> model     one picture and q
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,17 +16,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llavakit.checkpoint import names, original_save, store
-from llavakit.checkpoint.layouts import PROJECTOR_FILE, Kind, describe
+from llavakit.checkpoint import adapters, files, names, original_save, store
+from llavakit.checkpoint.layouts import PROJECTOR_FILE, Kind, Layout, describe, is_original
+from llavakit.checkpoint.shards import MAX_SHARD_BYTES
 from llavakit.errors import CheckpointError
 from llavakit.model.llava import Llava
 from llavakit.processor import Inputs, Processor
 from llavakit.types import Conversation, Image, Pixels
 
 Target = Literal["hf", "original", "projector", "delta"]
-TARGETS: tuple[Target, ...] = ("hf", "original", "projector", "delta")
 TOLERANCE = 1e-5
-_VOCABULARY = "tokenizer.model"  # SentencePiece's file, which old programs read and transformers 5 does not write
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,85 +46,98 @@ def convert(
     to: Target | None = None,
     base: Path | None = None,
     tower: Path | None = None,
+    keep_adapter: bool = False,
     dtype: str | torch.dtype = "stored",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_pickle: bool = False,
 ) -> Converted:
     """Write the checkpoint ``source`` as ``folder`` in another layout: llava-hf from all others, the original's from llava-hf.
 
-    base: what ``source`` belongs to, or for a delta, what the difference is taken to. Raises CheckpointError; ``conversion_differs``
+    base: what ``source`` belongs to, or for a delta, what the difference is taken to. keep_adapter: a LoRA's base and what was trained
+    beside it become ``folder``, and its matrices an adapter of that, ``folder/adapter``. Raises CheckpointError; ``conversion_differs``
     when the logits do, and then nothing is left behind.
     """
-    if (Path(folder) / "config.json").exists() and Path(folder).resolve() == Path(source).resolve():
-        raise CheckpointError("source and target are one", code="not_a_checkpoint", where=str(folder), remedy="give a new folder")
     layout = describe(source, allow_pickle=allow_pickle)
     target = to or ("original" if layout.kind == "hf" else "hf")
+    _check(layout, target, Path(folder), base=base, keep_adapter=keep_adapter)
     below = base if layout.needs_base else None
-    if target == "delta" and base is None:
-        raise CheckpointError("a delta needs a base", code="base_missing", where=str(source), remedy="give the model to take it to: --base")
-    if target != "delta" and base is not None and below is None:
-        raise CheckpointError("no base belongs to it", code="base_not_needed", where=str(source), remedy="leave out --base")
-    model, processor = store.load(source, dtype=dtype, base=below, tower=None if layout.kind == "hf" else tower, allow_pickle=allow_pickle)
+    seen = None if layout.kind == "hf" else tower
     found: list[Converted] = []
 
     def write(draft: Path) -> None:
-        _save(model, processor, draft, to=target, base=base, tower=tower, allow_pickle=allow_pickle)
-        error, same_ids = _check(model, processor, draft, to=target, base=base, tower=tower, allow_pickle=allow_pickle)
+        model, processor = store.load(source, dtype=dtype, base=below, tower=seen, merge=not keep_adapter, allow_pickle=allow_pickle)
+        if target == "hf":
+            store.save(model, processor, draft, max_shard_bytes=max_shard_bytes)
+        elif target == "projector":
+            original_save.save_projector(model, processor, draft)
+        else:
+            original_save.save(
+                model, processor, draft, minus=base if target == "delta" else None, tower=tower,
+                max_shard_bytes=max_shard_bytes, allow_pickle=allow_pickle,
+            )  # fmt: skip
+        if keep_adapter:
+            adapters.write(layout, draft / ADAPTER)
+            del model
+            model, _ = store.load(source, dtype=dtype, base=below, tower=seen, allow_pickle=allow_pickle)
+        inputs, rows = processor.encode(_TALK, learn=False), model.config.file_rows
+        before = logits(model, processor, inputs)
+        if target == "projector":
+            again, reader = _with_projector(model, draft), processor
+        else:
+            del model  # one is in memory at a time
+            again, reader = store.load(
+                draft / ADAPTER if keep_adapter else draft,
+                dtype="stored" if dtype == "stored" or target == "delta" else dtype,
+                base=draft if keep_adapter else base if target == "delta" else None,
+                tower=None if target == "hf" or (draft / original_save.OWN_TOWER).exists() else tower,
+                allow_pickle=allow_pickle,
+            )
+        after = logits(again, reader, _with_id(inputs, processor, reader))
+        error = _apart(before, after, min(rows, again.config.file_rows))
         if not error <= TOLERANCE:
             raise CheckpointError(
                 f"what was written computes something else: logits differ by {error:.1e} of the largest, {TOLERANCE:.0e} is allowed",
-                code="conversion_differs",
-                where=str(folder),
-                remedy="nothing was kept; leave out --dtype, and report it if that does not help",
-            )
+                code="conversion_differs", where=str(folder), remedy="nothing was kept; please report it",
+            )  # fmt: skip
+        same_ids = torch.equal(_plain(inputs, processor), _plain(reader.encode(_TALK, learn=False), reader))
         found.append(Converted(source=layout.kind, target=target, error=error, same_ids=same_ids))
 
     store.place(Path(folder), write, needed=0)
     return found[0]
 
 
-def _save(
-    model: Llava, processor: Processor, draft: Path, *, to: Target, base: Path | None, tower: Path | None, allow_pickle: bool
-) -> None:
-    if to == "hf":
-        store.save(model, processor, draft)
-    elif to == "projector":
-        original_save.save_projector(model, processor, draft)
-    elif to == "delta":
-        assert base is not None, "convert() saw to it"
-        original_save.save_delta(model, processor, draft, base=base, tower=tower, allow_pickle=allow_pickle)
-    else:
-        original_save.save(model, processor, draft, tower=tower, allow_pickle=allow_pickle)
-    home = processor.tokenizer.name_or_path
-    if to != "projector" and home and (Path(home) / _VOCABULARY).is_file():
-        shutil.copyfile(Path(home) / _VOCABULARY, draft / _VOCABULARY)
-
-
-def _check(
-    model: Llava, processor: Processor, draft: Path, *, to: Target, base: Path | None, tower: Path | None, allow_pickle: bool
-) -> tuple[float, bool]:
-    """The difference of logits, relative to the largest, and whether the ids are the same."""
-    inputs = processor.encode(_TALK, learn=False)
-    before = logits(model, processor, inputs)
-    same_ids = True
-    if to == "projector":
-        written: Any = torch.load(draft / PROJECTOR_FILE, weights_only=True)
-        ours = {names.ours(name, names.ORIGINAL) or name: value for name, value in written.items()}
-        model.load_state_dict(ours, strict=False)
-        again, reader = model, processor
-    else:
-        again, reader = store.load(
-            draft,
-            dtype="stored",
-            base=base if to == "delta" else None,
-            tower=None if to == "hf" or (draft / original_save.OWN_TOWER).exists() else tower,
-            allow_pickle=allow_pickle,
+def _check(layout: Layout, target: Target, folder: Path, *, base: Path | None, keep_adapter: bool) -> None:
+    """Refuse what cannot be asked, before anything is read."""
+    where = str(layout.folder)
+    if folder.resolve() == layout.folder.resolve():
+        raise CheckpointError("source and target are one", code="not_a_checkpoint", where=where, remedy="give a new folder")
+    if target == "delta" and layout.needs_base:
+        raise CheckpointError(
+            f"a {layout.kind} and its delta have two bases", code="bad_base", where=where, remedy="convert it to a whole model first"
         )
-        also = reader.encode(_TALK, learn=False)
-        same_ids = torch.equal(_plain(inputs, processor), _plain(also, reader))
-    after = logits(again, reader, _with_id(inputs, processor, reader))
-    count = min(model.config.file_rows, again.config.file_rows)  # rows that stand in no file are made when they are missed
-    error = float((before[:, :count] - after[:, :count]).abs().max() / before[:, :count].abs().max())
-    return error, same_ids
+    if target == "delta" and base is None:
+        raise CheckpointError("a delta needs a base", code="base_missing", where=where, remedy="give the model to take it to: --base")
+    if keep_adapter and (layout.kind != "lora" or target != "hf" or not is_original(layout.config)):
+        raise CheckpointError(
+            "only an adapter of the original layout, converted to hf, can be kept", code="no_adapter", where=where,
+            remedy="leave out --keep-adapter",
+        )  # fmt: skip
+
+
+def _with_projector(model: Llava, draft: Path) -> Llava:
+    """The model itself, with the projector that was written in place of its own."""
+    written = files.in_file(draft / PROJECTOR_FILE, allow_pickle=True)
+    named = {names.ours(name, names.ORIGINAL) or name: files.value_of(stored) for name, stored in written.items()}
+    missing, unknown = model.load_state_dict(named, strict=False)
+    assert not unknown, "only a projector was written"
+    assert not any(name.startswith((names.PROJECTOR, names.NEWLINE)) for name in missing), "and all of it"
+    return model
+
+
+def _apart(before: Tensor, after: Tensor, rows: int) -> float:
+    """The largest difference relative to the largest logit, over rows that stand in both files; others are made when they are missed."""
+    one, other = before[:, :rows], after[:, :rows]
+    return float((one - other).abs().max() / one.abs().max())
 
 
 def logits(model: Llava, processor: Processor, inputs: Inputs) -> Tensor:

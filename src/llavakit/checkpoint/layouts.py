@@ -3,14 +3,14 @@
 config.json with vision_config, text_config           hf          complete: what this package writes
 config.json with mm_... and a whole model's weights   original    1.5: without the tower's weights; 1.6: with them
     the same, but its final norm is about zero        delta       to be added to a base
-config.json with mm_... and mm_projector.bin          projector   what stage 1 of the original leaves; needs a language model
+config.json with mm_... and mm_projector.bin alone    projector   what stage 1 of the original leaves; needs a language model
 adapter_config.json                                   lora        matrices to be added to a base, non_lora_trainables.bin beside
 anything else                                         other
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ Kind = Literal["hf", "original", "delta", "projector", "lora", "other"]
 
 MARKS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size", "mm_vision_select_layer")
 PROJECTOR_FILE, EXTRAS_FILE = "mm_projector.bin", "non_lora_trainables.bin"
+PROJECTOR_FILES = ("mm_projector.safetensors", PROJECTOR_FILE)
 ADAPTER_CONFIG, ADAPTER_FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 _FINAL_NORM = "model.norm.weight"
 _NOTHING = 0.1  # mean of a final norm: one or more in trained models; a thousandth in the difference of two
@@ -44,9 +45,9 @@ class Layout:
     def tensors(self) -> Mapping[str, Stored]:
         """What its files hold, by the names there; of an adapter, its matrices. Raises CheckpointError."""
         if self.kind == "projector":
-            return files.in_file(self.folder / PROJECTOR_FILE, allow_pickle=self.allow_pickle)
+            return files.in_file(_first(self.folder, PROJECTOR_FILES), allow_pickle=self.allow_pickle)
         if self.kind == "lora":
-            return files.in_file(_adapter_file(self.folder), allow_pickle=self.allow_pickle)
+            return files.in_file(_first(self.folder, ADAPTER_FILES), allow_pickle=self.allow_pickle)
         return files.tensors(self.folder, allow_pickle=self.allow_pickle)
 
     @cached_property
@@ -104,7 +105,7 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> Kind:
     if (folder / ADAPTER_CONFIG).exists():
         return "lora"
     if is_original(config):
-        alone = (folder / PROJECTOR_FILE).exists() and not files.has_weights(folder)
+        alone = any((folder / name).exists() for name in PROJECTOR_FILES) and not files.has_weights(folder)
         return "projector" if alone else "original"
     return "hf" if config.get("model_type") in ARCHITECTURES else "other"
 
@@ -115,13 +116,9 @@ def _is_delta(layout: Layout) -> bool:
     return norm is not None and norm.dtype is not None and float(files.value_of(norm).abs().mean()) < _NOTHING
 
 
-def _adapter_file(folder: Path) -> Path:
-    for name in ADAPTER_FILES:
+def _first(folder: Path, names: Sequence[str]) -> Path:
+    """The first of some files that is there."""
+    for name in names:
         if (folder / name).exists():
             return folder / name
-    raise CheckpointError(
-        f"an {ADAPTER_CONFIG} but no {' or '.join(ADAPTER_FILES)}",
-        code="missing_file",
-        where=str(folder),
-        remedy="download the missing file",
-    )
+    raise CheckpointError(f"no {' or '.join(names)}", code="missing_file", where=str(folder), remedy="download the missing file")

@@ -55,6 +55,14 @@ def ours(name: str, table: Table) -> str | None:
     return name
 
 
+def in_memory(name: str) -> str:
+    """The name in transformers 5 (C) of a module or tensor of our language model; adapters are named so."""
+    for theirs, our in HF[:2]:
+        if name.startswith(our):
+            return theirs + name.removeprefix(our)
+    raise AssertionError(f"{name} is not the language model's")
+
+
 def original(name: str, *, linear: bool) -> str:
     """The original LLaVA's name of a tensor of ours; ``linear``: the projector is one layer."""
     for theirs, our in ORIGINAL:

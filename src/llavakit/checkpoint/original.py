@@ -6,8 +6,7 @@
     lora       + base      a language model's or a LLaVA's   + matrices, + what was trained beside them
 
 The original has no token for a picture (it cuts the text there), so ``<image>`` is added to the tokenizer, after the legacy tokens where
-the config asks for them. Rows that the tables lack for it are added as in llava-hf, up to a multiple of 64, but as the mean of the
-old rows and not drawn around it: their logit is the mean of all, so that they never win, and the same files are written every time.
+the config asks for them. Where the tables lack a row for it they grow as in llava-hf: by two rows, up to a multiple of 64.
 """
 
 from __future__ import annotations
@@ -34,27 +33,33 @@ from llavakit.prompts import TEMPLATES, Template
 
 IMAGE, PATCH, START, END = "<image>", "<im_patch>", "<im_start>", "<im_end>"
 BASE_MARK = "delta_base"  # in config.json of a delta that this package made: its base's fingerprint
-ROWS_ROUNDED_TO = 64
+_NEW_ROWS, _ROWS_ROUNDED_TO = 2, 64  # spec 1.6
 _ARCHITECTURE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _USUAL_LENGTH = 4096  # Vicuna v1.5
 _log = logging.getLogger(__name__)
 
 
-def read(layout: Layout, *, base: Path | None, tower: Path | None) -> tuple[ModelConfig, Processor, dict[str, Stored]]:
+def read(layout: Layout, *, base: Path | None, tower: Path | None, merge: bool = True) -> tuple[ModelConfig, Processor, dict[str, Stored]]:
     """Config, processor and weights (by our names, still in their files) of any layout but llava-hf's.
 
-    base: the folder of the other weights; tower: that of the CLIP. Raises CheckpointError, naming the argument that is missing.
+    base: the folder of the other weights; tower: that of the CLIP; merge: as in ``adapters.apply``.
+    Raises CheckpointError, naming the argument that is missing.
     """
     below = _base(layout, base)
+    if below is not None and below.kind == "hf" and layout.kind == "lora" and not is_original(layout.config):
+        if tower is not None:
+            raise not_needed("tower", below)
+        config = ModelConfig.from_hf(below.config)
+        return config, Processor.load(below.folder), adapters.apply(layout, named(below), names.HF, merge=merge)
     fields = _fields(layout, below)
     if below is not None:
         _check_same(fields, below)
     inside = layout.has_tower or (below is not None and below.has_tower)
     seen = _tower(layout, below, tower, shape_only=inside)
-    weights = ({} if inside else seen.tensors(allow_pickle=layout.allow_pickle)) | _weights(layout, below)
+    weights = ({} if inside else seen.tensors(allow_pickle=layout.allow_pickle)) | _weights(layout, below, merge=merge)
     tokenizer = processor_files.tokenizer(below.folder if below is not None and layout.kind != "delta" else layout.folder)
     _add_tokens(tokenizer, fields)
-    weights, file_rows, rows = _rows(layout, fields, weights, len(tokenizer))
+    weights, file_rows, rows = _rows(layout, fields, weights, tokenizer)
     config = original_config.to_model(
         {name: value for name, value in fields.items() if name != BASE_MARK},
         vision=seen.fields,
@@ -77,9 +82,7 @@ def _base(layout: Layout, base: Path | None) -> Layout | None:
             remedy=f"give the folder of {wanted[layout.kind]}{told}: base=FOLDER (--base FOLDER)",
         )  # fmt: skip
     if not layout.needs_base and base is not None:
-        raise CheckpointError(
-            "a whole model, to which no base belongs", code="base_not_needed", where=str(layout.folder), remedy="leave out base (--base)"
-        )
+        raise not_needed("base", layout)
     if base is None:
         return None
     below = describe(base, allow_pickle=layout.allow_pickle)
@@ -89,6 +92,12 @@ def _base(layout: Layout, base: Path | None) -> Layout | None:
     return below
 
 
+def not_needed(name: str, layout: Layout) -> CheckpointError:
+    """The error for an argument that a complete checkpoint must not be given by mistake."""
+    what = f"a complete checkpoint, to which no {name} belongs"
+    return CheckpointError(what, code=f"{name}_not_needed", where=str(layout.folder), remedy=f"leave out {name} (--{name})")
+
+
 def _fields(layout: Layout, below: Layout | None) -> Mapping[str, Any]:
     """The original config.json that counts: its own, or that of the LLaVA an adapter belongs to."""
     for one in (layout, below):
@@ -96,7 +105,7 @@ def _fields(layout: Layout, below: Layout | None) -> Mapping[str, Any]:
             return one.config
     raise CheckpointError(
         "no config.json with LLaVA's mm_ fields, here or in the base", code="bad_config", where=str(layout.folder),
-        remedy="give the whole folder that training left; an adapter of a llava-hf model is merged by PEFT",
+        remedy="give the whole folder that training left, or the LLaVA that an adapter belongs to",
     )  # fmt: skip
 
 
@@ -113,13 +122,13 @@ def _check_same(fields: Mapping[str, Any], below: Layout) -> None:
         )
 
 
-def _weights(layout: Layout, below: Layout | None) -> dict[str, Stored]:
+def _weights(layout: Layout, below: Layout | None, *, merge: bool) -> dict[str, Stored]:
     """All but a tower from elsewhere, by our names."""
     if below is None:
         return named(layout)
     old = named(below)
     if layout.kind == "lora":
-        return adapters.apply(layout, old, names.ORIGINAL)
+        return adapters.apply(layout, old, names.ORIGINAL, merge=merge)
     if layout.kind == "delta":
         return _sum(layout, old)
     return old | dict(_projector(layout))
@@ -217,7 +226,7 @@ def _add_tokens(tokenizer: Any, fields: Mapping[str, Any]) -> None:
         tokenizer.pad_token = tokenizer.unk_token  # as in the original's training
 
 
-def _rows(layout: Layout, fields: Mapping[str, Any], weights: dict[str, Stored], tokens: int) -> tuple[dict[str, Stored], int, int]:
+def _rows(layout: Layout, fields: Mapping[str, Any], weights: dict[str, Stored], tokenizer: Any) -> tuple[dict[str, Stored], int, int]:
     """The weights with room for every token; rows of the embedding table before and after."""
     if names.EMBEDDING not in weights:
         what = f"no {names.original(names.EMBEDDING, linear=False)}"
@@ -228,13 +237,14 @@ def _rows(layout: Layout, fields: Mapping[str, Any], weights: dict[str, Stored],
             f"vocab_size is {fields['vocab_size']} but the embedding table has {before} rows", code="weights_mismatch",
             where=str(layout.folder), remedy="take weights and config of one model",
         )  # fmt: skip
-    after = before if before >= tokens else -(-tokens // ROWS_ROUNDED_TO) * ROWS_ROUNDED_TO
+    least = max(before + _NEW_ROWS, len(tokenizer))
+    after = before if before >= len(tokenizer) else -(-least // _ROWS_ROUNDED_TO) * _ROWS_ROUNDED_TO
     tables = {name: weights[name] for name in (names.EMBEDDING, names.HEAD) if name in weights}
     if after > before:
         tables = {name: grown(table, after) for name, table in tables.items()}
     trained = next((stored for name, stored in layout.tensors.items() if name.endswith("embed_tokens.weight")), None)
     if layout.kind == "projector" and trained is not None and fields.get("mm_use_im_start_end"):
-        tables[names.EMBEDDING] = replaced(tables[names.EMBEDDING], trained, start=tokens - 3, count=2)  # before <image>, the last
+        tables[names.EMBEDDING] = replaced(tables[names.EMBEDDING], trained, tokenizer.convert_tokens_to_ids([START, END]))
     return weights | tables, before, after
 
 

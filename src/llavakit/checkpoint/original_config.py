@@ -52,7 +52,9 @@ def text_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     kind = text_kind(fields)
     known = {*AutoConfig.for_model(kind).to_dict(), "rope_theta", "rope_scaling"} - {*_ABOUT_FILES, "architectures", "model_type"}
-    return {name: value for name, value in fields.items() if name in known} | {"model_type": kind}
+    return {name: value for name, value in fields.items() if name in known and (name, value) != ("rope_scaling", None)} | {
+        "model_type": kind
+    }
 
 
 def aspect(fields: Mapping[str, Any]) -> Aspect:

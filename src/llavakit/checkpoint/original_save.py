@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from llavakit import processor_files
 from llavakit.checkpoint import files, names, original_config, shards, store, weights
 from llavakit.checkpoint.dtypes import name_of
 from llavakit.checkpoint.layouts import PROJECTOR_FILE, describe
@@ -31,7 +32,7 @@ from llavakit.model.llava import Llava
 from llavakit.processor import Processor
 
 OWN_TOWER = "clip"
-Named = dict[str, Tensor]
+_TOKENIZER = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,57 +50,46 @@ def save(
     processor: Processor,
     folder: Path,
     *,
-    tower: Path | None = None,
-    dtype: torch.dtype | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    allow_pickle: bool = False,
-) -> None:
-    """Write a whole checkpoint. ``tower``: the CLIP to compare with; without it, the one that the name means on this machine.
-
-    dtype: the type of all weights on disk; None keeps each one's own. Raises CheckpointError, also for what the original cannot be told.
-    """
-    plan = _plan(model, processor, tower, allow_pickle=allow_pickle)
-    content = _whole(model, plan)
-    fields = _fields(model, processor, plan, dtype)
-    _write(folder, fields, content, model, processor, plan, dtype=dtype, limit=max_shard_bytes)
-
-
-def save_delta(
-    model: Llava,
-    processor: Processor,
-    folder: Path,
-    *,
-    base: Path,
+    minus: Path | None = None,
     tower: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     allow_pickle: bool = False,
 ) -> None:
-    """Write the differences to ``base``, a language model or a LLaVA, in fp32, and the rest as it is. As ``save``.
+    """Write a checkpoint, whole or ``minus`` a base: a language model or a LLaVA. Each weight keeps its type, differences are in fp32.
 
-    Added again and rounded to fp16 it gives every bit back, as long as no number is above one (those are all multiples of 2^-24).
+    Such a difference, added and rounded to fp16, gives every bit back as long as no number is above one (all are multiples of 2^-24).
+    tower: the CLIP to compare with; without it, the one that the name means on this machine.
+    Raises CheckpointError, also for what the original cannot be told.
     """
     plan = _plan(model, processor, tower, allow_pickle=allow_pickle)
-    old = named(describe(base, allow_pickle=allow_pickle))
-    content = {}
-    for name, value in _whole(model, plan).items():
-        before = old.get(names.ours(name, names.ORIGINAL) or "")
-        content[name] = value if before is None else _difference(value, before)
-    fields = _fields(model, processor, plan, None) | {BASE_MARK: fingerprint(old)}
-    _write(folder, fields, content, model, processor, plan, dtype=None, limit=max_shard_bytes)
+    content, fields = dict(_renamed(model, plan)), _fields(model, processor, plan)
+    if minus is not None:
+        old = named(describe(minus, allow_pickle=allow_pickle))
+        content = {name: _difference(value, old.get(names.ours(name, names.ORIGINAL) or "")) for name, value in content.items()}
+        fields |= {BASE_MARK: fingerprint(old)}
+
+    def write(draft: Path) -> None:
+        write_json(draft / files.CONFIG, fields)
+        shards.write(draft, shards.split(content.items(), None, max_shard_bytes), None)
+        _write_tokenizer(draft, processor, plan.dropped)
+        if plan.tower == OWN_TOWER:
+            _write_tower(draft / OWN_TOWER, model, processor)
+
+    own = model.vision_tower.parameters() if plan.tower == OWN_TOWER else ()
+    store.place(Path(folder), write, needed=sum(value.nbytes for value in (*content.values(), *own)))
 
 
-def save_projector(model: Llava, processor: Processor, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+def save_projector(model: Llava, processor: Processor, folder: Path) -> None:
     """Write what stage 1 of the original leaves: the projector (and the row-end vector), and the config. As ``save``."""
     plan = _plan(model, processor, None, allow_pickle=False)
     kept = (names.PROJECTOR, names.NEWLINE)
     content = {name: value for name, value in _renamed(model, plan) if (names.ours(name, names.ORIGINAL) or "").startswith(kept)}
-    ready = {name: value.detach().to("cpu", dtype or value.dtype).clone() for name, value in content.items()}
 
     def write(draft: Path) -> None:
-        write_json(draft / files.CONFIG, _fields(model, processor, plan, dtype))
-        torch.save(ready, draft / PROJECTOR_FILE)
+        write_json(draft / files.CONFIG, _fields(model, processor, plan))
+        torch.save({name: value.cpu().clone() for name, value in content.items()}, draft / PROJECTOR_FILE)
 
-    store.place(Path(folder), write, needed=sum(value.nbytes for value in ready.values()))
+    store.place(Path(folder), write, needed=sum(value.nbytes for value in content.values()))
 
 
 def _plan(model: Llava, processor: Processor, tower: Path | None, *, allow_pickle: bool) -> _Plan:
@@ -131,10 +121,6 @@ def _tables(model: Llava, processor: Processor) -> tuple[int, frozenset[str]]:
     return min(int(config.original.get("vocab_size", config.image_token_id)), config.rows), frozenset(last)
 
 
-def _whole(model: Llava, plan: _Plan) -> Named:
-    return dict(_renamed(model, plan))
-
-
 def _renamed(model: Llava, plan: _Plan) -> Iterator[tuple[str, Tensor]]:
     """Every weight once, by the original's names, tables cut to their rows. Nothing is copied."""
     aliases = weights.aliases_of(model)
@@ -145,15 +131,17 @@ def _renamed(model: Llava, plan: _Plan) -> Iterator[tuple[str, Tensor]]:
         yield names.original(name, linear=model.config.projector == "linear"), cut.detach()
 
 
-def _difference(value: Tensor, before: files.Stored) -> Tensor:
-    """In fp32, and over the rows that both have; the others stay as they are."""
+def _difference(value: Tensor, before: files.Stored | None) -> Tensor:
+    """Over the rows that both have; the others, and what the base lacks, stay as they are."""
+    if before is None:
+        return value
     whole, old = value.to("cpu", torch.float32, copy=True), files.value_of(before)
     shared = min(len(whole), len(old))
     whole[:shared] -= old[:shared]
     return whole
 
 
-def _fields(model: Llava, processor: Processor, plan: _Plan, dtype: torch.dtype | None) -> dict[str, Any]:
+def _fields(model: Llava, processor: Processor, plan: _Plan) -> dict[str, Any]:
     fields = original_config.from_model(
         model.config,
         base_aspect=processor.preprocess.aspect,
@@ -162,51 +150,34 @@ def _fields(model: Llava, processor: Processor, plan: _Plan, dtype: torch.dtype 
         has_tower=plan.inside,
         rows=plan.rows,
     )
-    return fields | {"torch_dtype": name_of(dtype or model.dtype), "mm_use_im_start_end": bool(processor.template.image_start)}
+    pad = fields.get("pad_token_id")
+    padding = {"pad_token_id": processor.tokenizer.unk_token_id} if isinstance(pad, int) and pad >= plan.rows else {}
+    return fields | padding | {"torch_dtype": name_of(model.dtype), "mm_use_im_start_end": bool(processor.template.image_start)}
 
 
-def _write(
-    folder: Path,
-    fields: Mapping[str, Any],
-    content: Named,
-    model: Llava,
-    processor: Processor,
-    plan: _Plan,
-    *,
-    dtype: torch.dtype | None,
-    limit: int,
-) -> None:
-    def write(draft: Path) -> None:
-        write_json(draft / files.CONFIG, fields)
-        shards.write(draft, shards.split(content.items(), dtype, limit), dtype)
-        _tokenizer(processor, plan.dropped).save_pretrained(draft)
-        if plan.tower == OWN_TOWER:
-            _write_tower(draft / OWN_TOWER, model, processor, dtype)
-
-    tower = model.vision_tower.parameters() if plan.tower == OWN_TOWER else ()
-    parts = [*content.values(), *tower]
-    store.place(Path(folder), write, needed=sum(value.numel() * (dtype or value.dtype).itemsize for value in parts))
-
-
-def _write_tower(folder: Path, model: Llava, processor: Processor, dtype: torch.dtype | None) -> None:
+def _write_tower(folder: Path, model: Llava, processor: Processor) -> None:
     """The tower as a CLIP vision model, with its preprocessing."""
     folder.mkdir()
     held = model.vision_tower.vision_model.state_dict().items()
     write_json(folder / files.CONFIG, dict(model.config.vision) | {"architectures": ["CLIPVisionModel"]})
-    shards.write(folder, shards.split(((f"vision_model.{name}", value) for name, value in held), dtype), dtype)
+    shards.write(folder, shards.split(((f"vision_model.{name}", value) for name, value in held), None), None)
     plain = processor.preprocess.to_hf() | {"image_processor_type": "CLIPImageProcessor"}
     write_json(folder / "preprocessor_config.json", {name: value for name, value in plain.items() if name != "do_pad"})
 
 
-def _tokenizer(processor: Processor, dropped: frozenset[str]) -> Any:
-    """The tokenizer without some of its last tokens; padding falls back to the unknown token, as in the original's training."""
+def _write_tokenizer(folder: Path, processor: Processor, dropped: frozenset[str]) -> None:
+    """The tokenizer without some of its last tokens; padding falls back to the unknown token, as in the original's training.
+
+    Its class is named as transformers 4 knows it: LLaMA's where SentencePiece's file is there too, which that class reads, else the
+    class of no model. (transformers 5 calls all of them by a name that 4 does not know.)
+    """
     old = processor.tokenizer
     state = json.loads(old.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in dropped]
     if isinstance(state["model"].get("vocab"), dict):
         state["model"]["vocab"] = {token: number for token, number in state["model"]["vocab"].items() if token not in dropped}
     pad = old.unk_token if old.pad_token in dropped else old.pad_token
-    return PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         bos_token=old.bos_token,
         eos_token=old.eos_token,
@@ -214,4 +185,7 @@ def _tokenizer(processor: Processor, dropped: frozenset[str]) -> Any:
         pad_token=pad,
         padding_side="right",
         model_max_length=processor.max_length,
-    )
+    ).save_pretrained(folder)
+    has_pieces = processor_files.copy_pieces(old, folder)
+    about = files.read_json(folder / _TOKENIZER)
+    write_json(folder / _TOKENIZER, about | {"tokenizer_class": "LlamaTokenizer" if has_pieces else "PreTrainedTokenizerFast"})

@@ -38,16 +38,18 @@ def load(
     allow_pickle: bool = False,
     base: Path | None = None,
     tower: Path | None = None,
+    merge: bool = True,
 ) -> tuple[Llava, Processor]:
     """The model (in eval mode) and the processor of a checkpoint in any layout, or of the newest checkpoint of a training run's folder.
 
     dtype: "auto" is ``choose_dtype`` of what most weights are stored in; "stored" keeps each weight's own; or a type by name.
     allow_pickle: also read .bin files, with torch's restricted reader.
     base: what an adapter, a delta or a projector belongs to. tower: the CLIP, where the original layout keeps it elsewhere.
+    merge: False leaves an adapter's matrices out and takes only what was trained beside them.
     Raises CheckpointError; for missing, unexpected and misshapen weights with all their names, before memory is taken.
     """
     layout = describe(folder, allow_pickle=allow_pickle)
-    config, processor, found = _parts(layout, base=base, tower=tower)
+    config, processor, found = _parts(layout, base=base, tower=tower, merge=merge)
     check_pair(config, processor, where=str(layout.folder))
     model = weights.build(config)
     plan = weights.match(found, model, where=str(layout.folder))
@@ -63,19 +65,17 @@ def load_processor(folder: Path, *, base: Path | None = None, tower: Path | None
     return original.read(layout, base=base, tower=tower)[1]
 
 
-def _parts(layout: Layout, *, base: Path | None, tower: Path | None) -> tuple[ModelConfig, Processor, Mapping[str, files.Stored]]:
+def _parts(
+    layout: Layout, *, base: Path | None, tower: Path | None, merge: bool
+) -> tuple[ModelConfig, Processor, Mapping[str, files.Stored]]:
     """Config, processor and stored weights. A complete checkpoint needs no other folder, and is not given one by mistake."""
     if layout.kind not in ("hf", "other"):
-        return original.read(layout, base=base, tower=tower)
+        return original.read(layout, base=base, tower=tower, merge=merge)
     config = ModelConfig.from_hf(layout.config)
     for name, given in (("base", base), ("tower", tower)):
         if given is not None:
-            raise CheckpointError(
-                f"a complete checkpoint, to which no {name} belongs", code=f"{name}_not_needed", where=str(layout.folder),
-                remedy=f"leave out {name} (--{name})",
-            )  # fmt: skip
-    found = layout.tensors
-    return config, Processor.load(layout.folder), found
+            raise original.not_needed(name, layout)
+    return config, Processor.load(layout.folder), layout.tensors
 
 
 def check_pair(config: ModelConfig, processor: Processor, *, where: str) -> None:
