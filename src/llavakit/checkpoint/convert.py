@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,46 +61,38 @@ def convert(
     layout = describe(source, allow_pickle=allow_pickle)
     target = to or ("original" if layout.kind == "hf" else "hf")
     _check(layout, target, Path(folder), base=base, keep_adapter=keep_adapter)
-    below = base if layout.needs_base else None
-    seen = None if layout.kind == "hf" else tower
+    load = partial(store.load, dtype=dtype, allow_pickle=allow_pickle)
+    below = base if layout.needs_base or target != "delta" else None  # where none belongs, load says so
+    load_source = partial(load, source, base=below, tower=None if layout.kind == "hf" else tower)
+    write_original = partial(original_save.save, tower=tower, max_shard_bytes=max_shard_bytes, allow_pickle=allow_pickle)
     found: list[Converted] = []
 
     def write(draft: Path) -> None:
-        model, processor = store.load(source, dtype=dtype, base=below, tower=seen, merge=not keep_adapter, allow_pickle=allow_pickle)
+        model, processor = load_source(merge=not keep_adapter)
         if target == "hf":
             store.save(model, processor, draft, max_shard_bytes=max_shard_bytes)
         elif target == "projector":
             original_save.save_projector(model, processor, draft)
         else:
-            original_save.save(
-                model, processor, draft, minus=base if target == "delta" else None, tower=tower,
-                max_shard_bytes=max_shard_bytes, allow_pickle=allow_pickle,
-            )  # fmt: skip
+            write_original(model, processor, draft, minus=base if target == "delta" else None)
         if keep_adapter:
             adapters.write(layout, draft / ADAPTER)
             del model
-            model, _ = store.load(source, dtype=dtype, base=below, tower=seen, allow_pickle=allow_pickle)
+            model, _ = load_source()
         inputs, rows = processor.encode(_TALK, learn=False), model.config.file_rows
         before = logits(model, processor, inputs)
         if target == "projector":
             again, reader = _with_projector(model, draft), processor
         else:
             del model  # one is in memory at a time
-            again, reader = store.load(
+            again, reader = load(
                 draft / ADAPTER if keep_adapter else draft,
-                dtype="stored" if dtype == "stored" or target == "delta" else dtype,
                 base=draft if keep_adapter else base if target == "delta" else None,
                 tower=None if target == "hf" or (draft / original_save.OWN_TOWER).exists() else tower,
-                allow_pickle=allow_pickle,
             )
         after = logits(again, reader, _with_id(inputs, processor, reader))
-        error = _apart(before, after, min(rows, again.config.file_rows))
-        if not error <= TOLERANCE:
-            raise CheckpointError(
-                f"what was written computes something else: logits differ by {error:.1e} of the largest, {TOLERANCE:.0e} is allowed",
-                code="conversion_differs", where=str(folder), remedy="nothing was kept; please report it",
-            )  # fmt: skip
         same_ids = torch.equal(_plain(inputs, processor), _plain(reader.encode(_TALK, learn=False), reader))
+        error = _difference(before, after, rows=min(rows, again.config.file_rows), where=str(folder))
         found.append(Converted(source=layout.kind, target=target, error=error, same_ids=same_ids))
 
     store.place(Path(folder), write, needed=0)
@@ -134,10 +127,21 @@ def _with_projector(model: Llava, draft: Path) -> Llava:
     return model
 
 
-def _apart(before: Tensor, after: Tensor, rows: int) -> float:
-    """The largest difference relative to the largest logit, over rows that stand in both files; others are made when they are missed."""
+def _difference(before: Tensor, after: Tensor, *, rows: int, where: str) -> float:
+    """The largest, relative to the largest logit, over the rows that stand in both files; others are made when they are missed.
+
+    Raises CheckpointError ``conversion_differs``.
+    """
     one, other = before[:, :rows], after[:, :rows]
-    return float((one - other).abs().max() / one.abs().max())
+    error = float((one - other).abs().max() / one.abs().max())
+    if not error <= TOLERANCE:
+        raise CheckpointError(
+            f"what was written computes something else: logits differ by {error:.1e} of the largest, {TOLERANCE:.0e} is allowed",
+            code="conversion_differs",
+            where=where,
+            remedy="nothing was kept; please report it",
+        )
+    return error
 
 
 def logits(model: Llava, processor: Processor, inputs: Inputs) -> Tensor:
