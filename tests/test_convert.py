@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llavakit.checkpoint import convert as module
 from llavakit.checkpoint import original_save, store
+from llavakit.checkpoint.computed import grown
 from llavakit.checkpoint.convert import convert
+from llavakit.checkpoint.files import FileTensor, value_of
 from llavakit.checkpoint.layouts import describe
 from llavakit.errors import CheckpointError
 from llavakit.tiling import RELEASED, tiles_of
@@ -147,6 +151,14 @@ def test_a_delta_is_made_and_applied(tmp_path: Path, dtype: torch.dtype) -> None
     assert caught.value.code == "wrong_base"
 
 
+def test_a_difference_in_fp32_gives_every_fp16_up_to_one_back() -> None:
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16)
+    values = every[every.abs() <= 1]
+    for seed in range(5):
+        base = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))].float()
+        assert torch.equal((values.float() - base + base).half(), values)
+
+
 def test_an_adapter_is_merged(tmp_path: Path) -> None:
     made = make()
     folder = write_lora(tmp_path / "adapter", made, lora(made))
@@ -158,9 +170,68 @@ def test_an_adapter_is_merged(tmp_path: Path) -> None:
     assert all(torch.equal(value, merged.state_dict()[name]) for name, value in direct.state_dict().items())
 
 
-def test_transformers_runs_what_was_converted(tmp_path: Path) -> None:
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
+def test_an_adapter_is_kept(tmp_path: Path) -> None:
+    made = make()
+    folder = write_lora(tmp_path / "lora", made, lora(made), alpha_pattern={"model.layers.0.mlp.down_proj": 2})
+    base, tower = write_text(tmp_path / "base", made), write_tower(tmp_path / "clip", made)
+    done = convert(folder, tmp_path / "hf", base=base, tower=tower, keep_adapter=True, allow_pickle=True)
+    assert (done.source, done.target, done.error) == ("lora", "hf", 0)
+    equal(made, *store.load(tmp_path / "hf", dtype="fp32"))  # the base's text, the projector trained beside the adapter
+    merged, _ = store.load(folder, base=base, tower=tower, allow_pickle=True)
+    again, _ = store.load(tmp_path / "hf" / "adapter", base=tmp_path / "hf")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in merged.state_dict().items())
+    fields = json.loads((tmp_path / "hf" / "adapter" / "adapter_config.json").read_text())
+    transformers_names = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf").state_dict()
+    for name in load_file(tmp_path / "hf" / "adapter" / "adapter_model.safetensors"):
+        module = name.removeprefix("base_model.model.").split(".lora_")[0]
+        assert f"{module}.weight" in transformers_names
+        assert re.fullmatch(fields["target_modules"], module)
+    assert not [name for name in transformers_names if "vision" in name and re.fullmatch(fields["target_modules"], name)]  # trap 25
+    with pytest.raises(CheckpointError, match="leave out --keep-adapter"):
+        convert(tmp_path / "hf", tmp_path / "no", keep_adapter=True)
 
+
+@pytest.mark.parametrize("more", [1, 70])
+def test_rows_grow_as_in_llava_hf(tmp_path: Path, more: int) -> None:
+    table = torch.randn(40, 6) @ torch.randn(6, 6) + 3
+    stored = FileTensor(name="t", shape=(40, 6), dtype=torch.float32, file=tmp_path / "t", start=0)
+    (tmp_path / "t").write_bytes(table.numpy().tobytes())
+    one, two = (value_of(grown(stored, 40 + more)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert torch.equal(one[:40], table)
+    many = value_of(grown(stored, 40_000))[40:]
+    assert torch.allclose(many.mean(0), table.mean(0), atol=1e-3)
+    assert torch.allclose(many.T.cov() / 1e-5, table.T.cov(correction=0), rtol=0.1, atol=0.1 * float(table.T.cov().abs().max()))
+
+
+def test_the_vocabulary_grows_by_two_to_a_multiple_of_64(tmp_path: Path) -> None:
+    made = make()
+    before = len(made.text.get_input_embeddings().weight)
+    folder, tower = write(tmp_path / "original", made.fields, made.weights(tower=False)), write_tower(tmp_path / "clip", made)
+    model, processor = store.load(folder, tower=tower)
+    assert model.config.rows % 64 == 0
+    assert before + 2 <= model.config.rows < before + 2 + 64
+    assert processor.image_token_id == before
+    assert model.config.file_rows == before
+
+
+@pytest.mark.parametrize(("pieces", "kind"), [(False, "PreTrainedTokenizerFast"), (True, "LlamaTokenizer")])
+def test_old_programs_know_the_tokenizer(tmp_path: Path, pieces: bool, kind: str) -> None:
+    made = make()
+    folder, tower = write(tmp_path / "original", made.fields, made.weights(tower=False)), write_tower(tmp_path / "clip", made)
+    if pieces:
+        (folder / "tokenizer.model").write_bytes(b"SentencePiece")
+    model, processor = store.load(folder, tower=tower)
+    original_save.save(model, processor, tmp_path / "back", tower=tower)
+    assert json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())["tokenizer_class"] == kind
+    assert (tmp_path / "back" / "tokenizer.model").exists() is pieces
+    assert (
+        store.load_processor(tmp_path / "back", tower=tower).encode(TALK, learn=False).input_ids
+        == processor.encode(TALK, learn=False).input_ids
+    ).all()
+
+
+def test_transformers_runs_what_was_converted(tmp_path: Path) -> None:
     made = make()
     folder, tower = write(tmp_path / "original", made.fields, made.weights(tower=False)), write_tower(tmp_path / "clip", made)
     convert(folder, tmp_path / "hf", tower=tower)
