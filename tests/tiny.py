@@ -23,8 +23,11 @@ CORPUS = (
 )
 
 
-def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-pair encoding with LLaMA's normaliser, byte fallback and decoder; ids 0 <unk>, 1 <s>, 2 </s>, bytes, pieces, <image>, <pad>."""
+def llama_tokenizer(*, bare: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding with LLaMA's normaliser, byte fallback and decoder; ids 0 <unk>, 1 <s>, 2 </s>, bytes, pieces, <image>, <pad>.
+
+    ``bare``: without the last two, as a language model has it.
+    """
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
     learner.pre_tokenizer = pre_tokenizers.Metaspace()
     reserved = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256))]
@@ -32,7 +35,8 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
     learner.train_from_iterator([line for line in CORPUS for _ in range(9)], trainer)
     learned = json.loads(learner.to_str())["model"]
     pieces = learned["vocab"]
-    pieces |= {"<image>": len(pieces), "<pad>": len(pieces) + 1}
+    if not bare:
+        pieces |= {"<image>": len(pieces), "<pad>": len(pieces) + 1}
     merges = [tuple(merge) for merge in learned["merges"]]
     whole = Tokenizer(models.BPE(vocab=pieces, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     whole.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -40,9 +44,10 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
     )
     whole.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=whole, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left"
-    )
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "padding_side": "left"}
+    if bare:
+        return PreTrainedTokenizerFast(tokenizer_object=whole, **named)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="<pad>", **named)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     return tokenizer
 

@@ -230,6 +230,7 @@ class Processor:
                 "patch_size": self.tiling.patch,
                 "vision_feature_select_strategy": "full" if self.tiling.class_token else "default",
                 "num_additional_image_tokens": 1,
+                **({} if self.image_pieces == "hf" else {"image_pieces": self.image_pieces}),
             },
             canvases=self.tiling.canvases,
         )
@@ -249,6 +250,7 @@ class Processor:
             tiling=files.tiling,
             image_token=files.image_token,
             max_length=max_length or files.max_length(tokenizer),
+            image_pieces=files.image_pieces,
         )
 
 

@@ -2,7 +2,7 @@
 
 tokenizer.json, tokenizer_config.json     the tokenizer; its model_max_length is the processor's
 preprocessor_config.json                  images.Preprocess (LlavaImageProcessor, with do_pad)
-processor_config.json                     image token, patch size, whether the class feature is kept
+processor_config.json                     image token, patch size, whether the class feature is kept; ours: image_pieces
 chat_template.jinja                       the template; published folders may keep it in a JSON file instead
 config.json                               read only, for the context length
 """
@@ -10,10 +10,11 @@ config.json                               read only, for the context length
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llavakit.errors import CheckpointError, PromptError
 from llavakit.preprocess import Preprocess
@@ -22,6 +23,8 @@ from llavakit.tiling import Size, Tiling, pinpoints
 from llavakit.types import Conversation, Image, Pixels, Text, assistant, system, user
 
 _NO_LENGTH = 10**6  # transformers writes 1e30 where a tokenizer names no length
+_PIECES = "tokenizer.model"
+_AROUND = ("<im_start>", "<im_end>")  # spec 1.2, the first checkpoints
 _USUAL_LENGTH = 4096  # Vicuna v1.5 (spec 1.3)
 
 
@@ -44,6 +47,15 @@ def write(
     _write_json(folder / "preprocessor_config.json", {**preprocess.to_hf(canvases), **named})
     _write_json(folder / "processor_config.json", {**named, **values})
     (folder / "chat_template.jinja").write_text(template.jinja(), "utf-8")
+    copy_pieces(tokenizer, folder)
+
+
+def copy_pieces(tokenizer: Any, folder: Path) -> bool:
+    """Keep SentencePiece's file, which old programs read and transformers 5 does not write; whether there is one."""
+    home = Path(tokenizer.name_or_path or ".") / _PIECES
+    if home.is_file() and tokenizer.name_or_path:
+        shutil.copyfile(home, folder / _PIECES)
+    return (folder / _PIECES).exists()
 
 
 def tokenizer(folder: Path) -> Any:
@@ -102,6 +114,11 @@ class Files:
         return str(self.processor.get("image_token") or "<image>")
 
     @property
+    def image_pieces(self) -> Literal["hf", "original"]:
+        """How the text after a picture is tokenised (ours; transformers knows its own way only)."""
+        return "original" if self.processor.get("image_pieces") == "original" else "hf"
+
+    @property
     def class_token(self) -> bool:
         """True when the class feature is kept (577 tokens)."""
         strategy = self.processor.get("vision_feature_select_strategy") or self.config.get("vision_feature_select_strategy")
@@ -117,8 +134,10 @@ class Files:
         """The template of the table that writes what the folder's chat template writes. Raises CheckpointError unknown_chat_template."""
         if self.chat_template is None:
             return TEMPLATES["llava_hf"]
+        around = [_AROUND] if _AROUND[0] in self.chat_template else []
         for template in TEMPLATES.values():
-            for candidate in (template, template.ending(tokenizer.eos_token or template.end)):
+            ended = template.ending(tokenizer.eos_token or template.end)
+            for candidate in (template, ended, *(one.around_images(*both) for both in around for one in (template, ended))):
                 if _renders(self.chat_template, candidate, tokenizer):
                     return candidate
         raise CheckpointError(

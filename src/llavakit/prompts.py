@@ -52,6 +52,7 @@ class Template:
 
     ``images`` "inline": pictures stay where they are, except that a single one which does not come first is moved to the front, as in
     training since v1.0 (spec 3.4); each stands on a line of its own. "first": all pictures, a line each, then the texts (llava-hf).
+    ``image_start``, ``image_end``: control text around every picture (the first checkpoints' ``<im_start>``, ``<im_end>``).
     ``closing`` "each": every reply is followed by ``end``. "last": only the last one is, and ``glue`` follows the others (llava-hf).
     """
 
@@ -66,6 +67,8 @@ class Template:
     glue: str = ""
     images: Literal["inline", "first"] = "inline"
     closing: Literal["each", "last"] = "each"
+    image_start: str = ""
+    image_end: str = ""
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -75,6 +78,10 @@ class Template:
     def ending(self, end: str) -> Template:
         """The same format with another end token: for tokenizers that do not know this one."""
         return replace(self, end=end)
+
+    def around_images(self, start: str, end: str) -> Template:
+        """The same format with control text around every picture."""
+        return replace(self, image_start=start, image_end=end)
 
     def render(self, conversation: Conversation) -> tuple[Segment, ...]:
         """The prompt, segment by segment; after an open conversation it stops where the reply begins. Raises PromptError."""
@@ -107,14 +114,16 @@ class Template:
             if isinstance(part, Text):
                 yield Segment(part.text, "text", False)
                 continue
-            yield _PICTURE
+            yield from (Segment(self.image_start, "control", False), _PICTURE, Segment(self.image_end, "control", False))
             if isinstance(following, Image) or (isinstance(following, Text) and not following.text.startswith("\n")):
                 yield Segment("\n", "control", False)
 
     def jinja(self) -> str:
         """This format as a chat template for transformers: it renders ``spelled(self.render(conversation))``."""
         opening = _quoted(self.system + self.system_end if self.system else "")
-        place = _JINJA_FIRST if self.images == "first" else _JINJA_INLINE
+        place = (_JINJA_FIRST if self.images == "first" else _JINJA_INLINE).replace(
+            IMAGE_MARKER, self.image_start + IMAGE_MARKER + self.image_end
+        )
         end = f"{{%- if loop.last or {'true' if self.closing == 'each' else 'false'} -%}}{{{{ {_quoted(self.end)} }}}}{{%- endif -%}}"
         reply = f"{{{{ {_quoted(self.reply_space)} + words }}}}{end}{{%- if not loop.last -%}}{{{{ {_quoted(self.glue)} }}}}{{%- endif -%}}"
         return (

@@ -115,12 +115,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that is none, has no config.json, links to files elsewhere, or asks for its own code to be run."""
+def check_folder(folder: Path, *, config: str = CONFIG) -> None:
+    """Refuse a folder that is none, has no ``config``, links to files elsewhere, or asks for its own code to be run."""
     if not folder.is_dir():
         raise CheckpointError("no such folder", code="no_checkpoint", where=str(folder), remedy="give the folder of a checkpoint")
-    if not (folder / CONFIG).exists():
-        raise CheckpointError(f"no {CONFIG}", code="no_checkpoint", where=str(folder), remedy="give the folder of a checkpoint")
+    if not (folder / config).exists():
+        raise CheckpointError(f"no {config}", code="no_checkpoint", where=str(folder), remedy="give the folder of a checkpoint")
     for path in sorted(folder.iterdir()):
         if path.is_symlink():
             _check_inside(path, folder)
@@ -152,22 +152,15 @@ def _names_code(value: Any) -> bool:
 def tensors(folder: Path, *, allow_pickle: bool) -> dict[str, Stored]:
     """Every tensor of the checkpoint by its name in the files, all files checked. Raises CheckpointError."""
     paths, promised = _shards(folder)
-    pickled = [path for path in paths if path.suffix in _PICKLED]
-    if pickled and not allow_pickle:
-        raise CheckpointError(
-            "weights as a pickle, a format that can run code when it is read",
-            code="pickle_refused",
-            where=str(pickled[0]),
-            remedy="use the safetensors files of the model, or allow pickle if you trust the source",
-        )
     for path in paths:
+        _check_pickle(path, allow_pickle)
         _check_file(path)
     found: dict[str, Stored] = {}
     for path in paths:
-        for tensor in _pickled(path) if path in pickled else _safetensors(path):
-            if tensor.name in found:
-                raise CheckpointError(f"{tensor.name} is in two files", code="damaged_index", where=str(path), remedy=_AGAIN)
-            found[tensor.name] = tensor
+        for name, tensor in in_file(path, allow_pickle=allow_pickle).items():
+            if name in found:
+                raise CheckpointError(f"{name} is in two files", code="damaged_index", where=str(path), remedy=_AGAIN)
+            found[name] = tensor
     absent = sorted(name for name, shard in promised.items() if name not in found or found[name].file.name != shard)
     if absent:
         raise CheckpointError(
@@ -177,6 +170,36 @@ def tensors(folder: Path, *, allow_pickle: bool) -> dict[str, Stored]:
             remedy="download the checkpoint again",
         )
     return found
+
+
+def in_file(path: Path, *, allow_pickle: bool) -> dict[str, Stored]:
+    """Every tensor of one file by its name there. Raises CheckpointError."""
+    _check_pickle(path, allow_pickle)
+    _check_file(path)
+    return {tensor.name: tensor for tensor in (_pickled(path) if path.suffix in _PICKLED else _safetensors(path))}
+
+
+def value_of(stored: Stored, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The whole tensor, in memory."""
+    value = torch.empty(stored.shape, dtype=dtype)
+    for _ in stored.pieces(value):
+        pass
+    return value
+
+
+def _check_pickle(path: Path, allowed: bool) -> None:
+    if path.suffix in _PICKLED and not allowed:
+        raise CheckpointError(
+            "weights as a pickle, a format that can run code when it is read",
+            code="pickle_refused",
+            where=str(path),
+            remedy="use the safetensors files of the model, or allow pickle if you trust the source",
+        )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there is a file, or an index, of a whole model's weights."""
+    return any((folder / name).exists() for name in (SINGLE, INDEX, _PICKLED_SINGLE, _PICKLED_INDEX))
 
 
 def _shards(folder: Path) -> tuple[list[Path], Mapping[str, str]]:

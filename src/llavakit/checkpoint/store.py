@@ -8,20 +8,20 @@ Peak memory of loading is the model in its new type and one piece of 8 to 16 MiB
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import Tensor
 
-from llavakit.checkpoint import files, weights
+from llavakit.checkpoint import files, original, shards, weights
 from llavakit.checkpoint.dtypes import choose_dtype, cpu_has_bf16, dtypes, name_of
-from llavakit.checkpoint.folders import heal, of_run, replace_folder
+from llavakit.checkpoint.folders import replace_folder
+from llavakit.checkpoint.layouts import Layout, describe
+from llavakit.checkpoint.shards import MAX_SHARD_BYTES, write_json
 from llavakit.errors import CheckpointError
 from llavakit.model import quantize
 from llavakit.model.llava import Llava
@@ -29,9 +29,7 @@ from llavakit.model.presets import ModelConfig
 from llavakit.model.quantize import Quantization
 from llavakit.processor import Processor
 
-__all__ = ["MAX_SHARD_BYTES", "choose_dtype", "cpu_has_bf16", "load", "save"]
-
-MAX_SHARD_BYTES = 5_000_000_000
+__all__ = ["MAX_SHARD_BYTES", "choose_dtype", "cpu_has_bf16", "load", "load_processor", "save"]
 
 
 def load(
@@ -41,30 +39,49 @@ def load(
     device: str | torch.device = "cpu",
     allow_pickle: bool = False,
     quantization: Quantization | None = None,
+    base: Path | None = None,
+    tower: Path | None = None,
+    merge: bool = True,
 ) -> tuple[Llava, Processor]:
-    """The model (in eval mode) and the processor of a checkpoint, or of the newest checkpoint of a training run's folder.
+    """The model (in eval mode) and the processor of a checkpoint in any layout, or of the newest checkpoint of a training run's folder.
 
     dtype: "auto" is ``choose_dtype`` of what most weights are stored in; "stored" keeps each weight's own; or a type by name.
-    allow_pickle: also read pytorch_model*.bin, with torch's restricted reader.
+    allow_pickle: also read .bin files, with torch's restricted reader.
     quantization: pack the language model's layers to 8 or 4 bits while they are read (``model/quantize.py``).
+    base: what an adapter, a delta or a projector belongs to. tower: the CLIP, where the original layout keeps it elsewhere.
+    merge: False leaves an adapter's matrices out and takes only what was trained beside them.
     Raises CheckpointError; for missing, unexpected and misshapen weights with all their names, before memory is taken.
     """
-    folder = of_run(Path(folder))
-    heal(folder)
-    files.check_folder(folder)
-    config = ModelConfig.from_hf(files.read_json(folder / files.CONFIG))
-    found = files.tensors(folder, allow_pickle=allow_pickle)
-    processor = Processor.load(folder)
-    check_pair(config, processor, where=str(folder))
+    layout = describe(folder, allow_pickle=allow_pickle)
+    config, processor, found = _parts(layout, base=base, tower=tower, merge=merge)
+    check_pair(config, processor, where=str(layout.folder))
     model = weights.build(config)
-    plan = weights.match(found, model, where=str(folder))
-    pack = (
-        quantize.prepare(model.language_model, quantization, prefix="language_model.", device=torch.device(device))
-        if quantization
-        else None
-    )
-    weights.read(model, plan, dtypes(plan, dtype, torch.device(device)), torch.device(device), pack=pack)
+    plan = weights.match(found, model, where=str(layout.folder))
+    target = torch.device(device)
+    pack = quantize.prepare(model.language_model, quantization, prefix="language_model.", device=target) if quantization else None
+    weights.read(model, plan, dtypes(plan, dtype, target), target, pack=pack)
     return model.eval(), processor
+
+
+def load_processor(folder: Path, *, base: Path | None = None, tower: Path | None = None, allow_pickle: bool = False) -> Processor:
+    """The processor of a checkpoint in any layout, without its weights. Raises CheckpointError."""
+    layout = describe(folder, allow_pickle=allow_pickle)
+    if layout.kind in ("hf", "other"):
+        return Processor.load(layout.folder)
+    return original.read(layout, base=base, tower=tower)[1]
+
+
+def _parts(
+    layout: Layout, *, base: Path | None, tower: Path | None, merge: bool
+) -> tuple[ModelConfig, Processor, Mapping[str, files.Stored]]:
+    """Config, processor and stored weights. A complete checkpoint needs no other folder, and is not given one by mistake."""
+    if layout.kind not in ("hf", "other"):
+        return original.read(layout, base=base, tower=tower, merge=merge)
+    config = ModelConfig.from_hf(layout.config)
+    for name, given in (("base", base), ("tower", tower)):
+        if given is not None:
+            raise original.not_needed(name, layout)
+    return config, Processor.load(layout.folder), layout.tensors
 
 
 def check_pair(config: ModelConfig, processor: Processor, *, where: str) -> None:
@@ -105,19 +122,23 @@ def save(
     dtype: the type of all weights on disk; None keeps each one's own.
     Raises CheckpointError ``not_a_checkpoint`` for a folder holding something else, ``no_space`` and ``cannot_write``.
     """
-    folder = Path(folder)
     if quantize.is_packed(model):
         what, remedy = "the model's weights are packed to few bits", "load it without quantization and save that"
         raise CheckpointError(what, code="packed_weights", where=str(folder), remedy=remedy)
     check_pair(model.config, processor, where=str(folder))
-    _check_target(folder, sum(value.numel() * (dtype or value.dtype).itemsize for _, value in _weights(model)))
 
     def write(draft: Path) -> None:
-        _write_json(draft / files.CONFIG, model.config.to_hf() | _versions(dtype or model.dtype))
-        _write_json(draft / "generation_config.json", _generation(processor))
-        _write_shards(draft, _shards(model, dtype, max_shard_bytes), dtype)
+        write_json(draft / files.CONFIG, model.config.to_hf() | _versions(dtype or model.dtype))
+        write_json(draft / "generation_config.json", _generation(processor))
+        shards.write(draft, shards.split(_weights(model), dtype, max_shard_bytes), dtype)
         processor.save(draft)
 
+    place(Path(folder), write, needed=sum(value.numel() * (dtype or value.dtype).itemsize for _, value in _weights(model)))
+
+
+def place(folder: Path, write: Callable[[Path], None], *, needed: int) -> None:
+    """Let ``write`` fill a folder that takes the place of ``folder``, as ``save`` promises. ``needed``: bytes it will take."""
+    _check_target(folder, needed)
     try:
         replace_folder(folder, write)
     except OSError as error:
@@ -152,35 +173,6 @@ def _weights(model: Llava) -> Iterator[tuple[str, Tensor]]:
         yield weights.IDENTITY + "bias", torch.zeros_like(bias)
 
 
-def _shards(model: Llava, dtype: torch.dtype | None, limit: int) -> list[dict[str, Tensor]]:
-    """The weights in order, as many in a file as ``limit`` bytes allow; none is cut. Nothing is copied yet."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, value in _weights(model):
-        more = value.numel() * (dtype or value.dtype).itemsize
-        if shards[-1] and size + more > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = value
-        size += more
-    return shards
-
-
-def _write_shards(folder: Path, shards: list[dict[str, Tensor]], dtype: torch.dtype | None) -> None:
-    """One file for each shard, and an index where there are several."""
-    placed: dict[str, str] = {}
-    total = 0
-    for number, shard in enumerate(shards, start=1):
-        file = files.SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        ready = {name: value.detach().to("cpu", dtype or value.dtype).contiguous() for name, value in shard.items()}
-        save_file(ready, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod((folder / files.CONFIG).stat().st_mode)  # safetensors makes it private
-        placed |= dict.fromkeys(ready, file)
-        total += sum(value.nbytes for value in ready.values())
-    if len(shards) > 1:
-        _write_json(folder / files.INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
-
-
 def _versions(dtype: torch.dtype) -> dict[str, str]:
     return {"dtype": name_of(dtype), "transformers_version": transformers.__version__}
 
@@ -194,7 +186,3 @@ def _generation(processor: Processor) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
         "transformers_version": transformers.__version__,
     }
-
-
-def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")

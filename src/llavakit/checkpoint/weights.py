@@ -75,19 +75,19 @@ def aliases_of(model: nn.Module) -> dict[str, str]:
 def match(found: Mapping[str, files.Stored], model: Llava, *, where: str) -> dict[str, files.Stored]:
     """Stored tensors by our names. Raises CheckpointError with every name that is missing, unexpected, double, misshapen or no weight.
 
-    A tied weight may be stored under either of its names, or both.
+    ``found`` has them by the llava-hf layout's names, in any spelling. A tied weight may be stored under either of its names, or both.
     """
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     plan: dict[str, files.Stored] = {}
     unexpected, double = [], []
-    for stored in found.values():
-        name = native(stored.name, expected)
+    for given, stored in found.items():
+        name = native(given, expected)
         if name is None or (model.config.projector == "linear" and name.startswith(IDENTITY)):
             continue
         if name in plan:
-            double.append(stored.name)
+            double.append(given)
         elif name not in expected:
-            unexpected.append(stored.name)
+            unexpected.append(given)
         else:
             plan[name] = stored
     aliases = aliases_of(model)

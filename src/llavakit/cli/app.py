@@ -7,12 +7,13 @@ from typing import Annotated
 from typer import Exit, Option, Typer
 
 from llavakit import __version__
-from llavakit.cli import ask, chat, demo, environment, miniature, scenes, show, train
+from llavakit.cli import ask, chat, convert, demo, environment, miniature, scenes, show, train
 
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
     ("chat", chat.chat, chat.EXAMPLES),
     ("show", show.show, show.EXAMPLES),
+    ("convert", convert.convert, convert.EXAMPLES),
     ("demo", demo.demo, demo.EXAMPLES),
     ("env", environment.environment, environment.EXAMPLES),
 )

@@ -12,12 +12,13 @@ writes ``config.json`` of the llava-hf layout, so transformers builds the same m
     projector_type (ours; absent: mlp2x_gelu)     projector         see ``to_hf`` for the linear one
     image_grid_pinpoints (height, width)          canvases          model_type llava_next only, whose merge is spatial_unpad
     merge, arithmetic (ours; absent: see above)   merge, arithmetic
+    original (ours)                               original
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ class ModelConfig:
     """A LLaVA without its weights. Raises CheckpointError ``bad_config`` when the parts do not fit.
 
     ``canvases``, ``merge`` and ``arithmetic`` are those of ``tiling.Tiling``; LLaVA v1 and 1.5 have no canvases and merge "flat".
+    ``original``: fields of a checkpoint in the original layout that have no place here, kept to be written back.
     """
 
     vision: Mapping[str, Any]
@@ -52,6 +54,7 @@ class ModelConfig:
     merge: Merge = "flat"
     arithmetic: Arithmetic = "transformers"
     image_token_id: int
+    original: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         hidden_states = int(self.vision["num_hidden_layers"]) + 1  # the embeddings count as the first (spec 1.4, trap 33)
@@ -101,6 +104,11 @@ class ModelConfig:
         return int(self.text["vocab_size"])
 
     @property
+    def file_rows(self) -> int:
+        """Rows of that table in the files of the original layout that the model came from, else all."""
+        return min(self.rows, int(self.original.get("vocab_size", self.rows)))
+
+    @property
     def tied(self) -> bool:
         """Whether the language model's head is its embedding table."""
         return bool(self.text["tie_word_embeddings"])
@@ -129,6 +137,7 @@ class ModelConfig:
             "tie_word_embeddings": self.tied,
             "vision_config": dict(self.vision),
             "text_config": dict(self.text),
+            **({"original": dict(self.original)} if self.original else {}),
         }
 
     @staticmethod
@@ -163,6 +172,7 @@ class ModelConfig:
             merge=fields.get("merge", _MERGE[whole.model_type]),
             arithmetic=fields.get("arithmetic", "transformers"),
             image_token_id=whole.image_token_index,
+            original=fields.get("original", {}),
         )
 
 
@@ -174,7 +184,7 @@ def _check_kind(fields: Mapping[str, Any]) -> None:
     """Only the llava-hf layout passes; the original's config may say model_type 'llava' too (spec trap 22)."""
     if "mm_vision_tower" in fields or "mm_projector_type" in fields:
         raise CheckpointError(
-            "a checkpoint in the original LLaVA layout", code="original_layout", where="config.json", remedy="use its llava-hf conversion"
+            "a checkpoint in the original LLaVA layout", code="original_layout", where="config.json", remedy="convert it: llava convert"
         )
     if fields.get("model_type") not in list(ARCHITECTURES):  # a list compares, so that a value of any kind may stand there
         raise CheckpointError(
