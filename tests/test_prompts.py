@@ -49,6 +49,46 @@ def test_the_vicuna_formats(name: str, opening: str) -> None:
     assert text(name, system(""), first) == "USER: <image>\nQ1 ASSISTANT:"
 
 
+def test_the_mistral_format() -> None:
+    first = user(PICTURE, "\nQ1")
+    assert text("mistral_instruct", first) == "[INST] <image>\nQ1 [/INST]"
+    assert text("mistral_instruct", first, assistant("A1"), user("Q2")) == "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]"
+
+
+@pytest.mark.parametrize(
+    ("name", "opening"),
+    [
+        ("chatml_direct", "Answer the questions."),
+        ("mpt", "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."),
+    ],
+)
+def test_the_chatml_formats(name: str, opening: str) -> None:
+    asked = f"<|im_start|>system\n{opening}<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|><|im_start|>assistant\n"
+    assert text(name, user(PICTURE, "\nQ1")) == asked
+    second = "<|im_start|>user\nQ2<|im_end|><|im_start|>assistant\n"
+    assert text(name, user(PICTURE, "\nQ1"), assistant("A1"), user("Q2")) == f"{asked}A1<|im_end|>{second}"
+    own = text(name, system("Be brief."), user(PICTURE, "\nQ1"))
+    assert own == asked.replace(opening, "Be brief.")
+
+
+def test_the_llama_2_format() -> None:
+    s = (
+        "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
+        "and assist the user with a variety of tasks using natural language."
+    )
+    asked = f"[INST] <<SYS>>\n{s}\n<</SYS>>\n\n<image>\nQ1 [/INST]"
+    assert text("llava_llama_2", user(PICTURE, "\nQ1")) == asked
+    assert text("llava_llama_2", user(PICTURE, "\nQ1"), assistant("A1"), user("Q2")) == f"{asked} A1 </s><s>[INST] Q2 [/INST]"
+    assert text("llava_llama_2", system(""), user("Q")) == "[INST] Q [/INST]"
+
+
+def test_the_first_format() -> None:
+    asked = f"{S_HUMAN}###Human: <image>\nQ1###Assistant:"
+    assert text("llava_v0", user(PICTURE, "\nQ1")) == asked
+    assert text("llava_v0", user(PICTURE, "\nQ1"), assistant("A1"), user("Q2")) == f"{asked} A1###Human: Q2###Assistant:"
+    assert TEMPLATES["llava_v0"].stop == ("###",)
+
+
 def test_the_llava_hf_format() -> None:
     first = user(PICTURE, "\nQ1")
     assert text("llava_hf", first) == "USER: <image>\nQ1 ASSISTANT:"
@@ -114,9 +154,9 @@ def test_a_prompt_is_the_beginning_of_what_is_learned(template: Template, conver
 @settings(max_examples=60, deadline=None)
 def test_what_is_learned_is_the_replies_and_their_ends(template: Template, conversation: Conversation) -> None:
     replies = [message.text for message in conversation.turns if message.role == "assistant"]
-    end = template.end
+    end = template.reply_end + template.end
     between = end if template.closing == "each" else ""
-    assert learned(template.render(conversation)) == between.join(" " + reply for reply in replies) + end
+    assert learned(template.render(conversation)) == between.join(template.reply_space + reply for reply in replies) + end
 
 
 @given(caption=words)
@@ -135,8 +175,8 @@ def test_people_write_text_and_pictures_are_pictures(template: Template, convers
         for part in message.parts:
             assert not isinstance(part, Text) or part.text.strip() in said
     control = {segment.text for segment in segments if segment.kind == "control"}
-    own = {template.system, template.system_end, template.user_start, template.user_end + template.reply_start}
-    assert control <= own | {template.reply_space, template.end, template.glue, "\n"}
+    own = {template.system_start, template.system, template.system_end, template.user_start, template.user_end + template.reply_start}
+    assert control <= own | {template.reply_space, template.reply_end + template.end, template.glue, "\n"}
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
@@ -159,7 +199,7 @@ def test_chat_templates_read_bare_strings_and_wait_to_be_asked(template: Templat
     asked, _ = render_jinja_template(conversations=[messages], chat_template=template.jinja(), add_generation_prompt=True)
     unasked, _ = render_jinja_template(conversations=[messages], chat_template=template.jinja())
     assert asked == [wanted]
-    assert unasked == [wanted.removesuffix("ASSISTANT:")]
+    assert unasked == [wanted.removesuffix(template.reply_start)]
 
 
 @chats
@@ -169,8 +209,9 @@ def test_transformers_masks_what_we_learn(template: Template) -> None:
         conversations=[to_hf_messages(conversation)], chat_template=template.jinja(), return_assistant_tokens_mask=True
     )
     theirs = "".join(rendered[start:stop] for start, stop in spans)
+    first = "A cat." + (template.reply_end + template.end if template.closing == "each" else "")
     glue = template.glue  # written inside their span, where the next question begins
-    assert theirs == learned(template.render(conversation)).replace("A cat.", "A cat." + glue if glue else "A cat.")
+    assert theirs == learned(template.render(conversation)).replace(first, first + glue)
 
 
 @given(end=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8))

@@ -48,7 +48,7 @@ class Pieces:
 
     def known_end(self, template: Template) -> Template:
         """The template with the tokenizer's own end token where it does not know the template's."""
-        if template.end in self.controls or not template.end.strip() or self._eos is None:
+        if template.plain_end or template.end in self.controls or not template.end.strip() or self._eos is None:
             return template
         return template.ending(self._eos)
 

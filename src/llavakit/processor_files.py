@@ -136,7 +136,7 @@ class Files:
             return TEMPLATES["llava_hf"]
         around = [_AROUND] if _AROUND[0] in self.chat_template else []
         for template in TEMPLATES.values():
-            ended = template.ending(tokenizer.eos_token or template.end)
+            ended = template.ending(tokenizer.eos_token or template.end) if not template.plain_end else template
             for candidate in (template, ended, *(one.around_images(*both) for both in around for one in (template, ended))):
                 if _renders(self.chat_template, candidate, tokenizer):
                     return candidate

@@ -53,17 +53,23 @@ class Template:
     ``images`` "inline": pictures stay where they are, except that a single one which does not come first is moved to the front, as in
     training since v1.0 (spec 3.4); each stands on a line of its own. "first": all pictures, a line each, then the texts (llava-hf).
     ``image_start``, ``image_end``: control text around every picture (the first checkpoints' ``<im_start>``, ``<im_end>``).
+    ``system_start`` and ``system_end`` stand around the system text. It comes before the first turn, or with ``system_inside`` within it,
+    after ``user_start`` (LLaMA-2). ``reply_end`` closes the words of a reply before ``end``. ``plain_end``: ``end`` is ordinary text.
     ``closing`` "each": every reply is followed by ``end``. "last": only the last one is, and ``glue`` follows the others (llava-hf).
     """
 
     name: str
     system: str = ""
+    system_start: str = ""
     system_end: str = " "
+    system_inside: bool = False
     user_start: str = "USER: "
     user_end: str = " "
     reply_start: str = "ASSISTANT:"
     reply_space: str = " "
+    reply_end: str = ""
     end: str = "</s>"
+    plain_end: bool = False
     glue: str = ""
     images: Literal["inline", "first"] = "inline"
     closing: Literal["each", "last"] = "each"
@@ -89,14 +95,14 @@ class Template:
         return tuple(segment for segment in self._segments(conversation) if segment.text)
 
     def _segments(self, conversation: Conversation) -> Iterator[Segment]:
-        given = conversation.system
-        system = self.system if given is None else given
-        if system:
-            yield Segment(system, "control" if given is None else "text", False)
-            yield Segment(self.system_end, "control", False)
+        opening = tuple(self._opening(conversation.system))
+        if not self.system_inside:
+            yield from opening
         for index, message in enumerate(conversation.turns):
             if message.role == "user":
                 yield Segment(self.user_start, "control", False)
+                if self.system_inside and index == 0:
+                    yield from opening
                 yield from self._question(message)
                 yield Segment(self.user_end + self.reply_start, "control", False)
                 continue
@@ -104,9 +110,17 @@ class Template:
             yield Segment(message.text, "text", True)
             last = index == len(conversation.turns) - 1
             if last or self.closing == "each":
-                yield Segment(self.end, "control", True)
+                yield Segment(self.reply_end + self.end, "control", True)
             if not last:
                 yield Segment(self.glue, "control", False)
+
+    def _opening(self, given: str | None) -> Iterator[Segment]:
+        """The system text, the conversation's own or the format's."""
+        system = self.system if given is None else given
+        if system:
+            yield Segment(self.system_start, "control", False)
+            yield Segment(system, "control" if given is None else "text", False)
+            yield Segment(self.system_end, "control", False)
 
     def _question(self, message: Message) -> Iterator[Segment]:
         parts = _images_first(message) if self.images == "first" else _image_placed(message)
@@ -120,19 +134,28 @@ class Template:
 
     def jinja(self) -> str:
         """This format as a chat template for transformers: it renders ``spelled(self.render(conversation))``."""
-        opening = _quoted(self.system + self.system_end if self.system else "")
+        opening = _quoted(self.system_start + self.system + self.system_end if self.system else "")
+        given = f"{_quoted(self.system_start)} + words + {_quoted(self.system_end)} if words else ''"
         place = (_JINJA_FIRST if self.images == "first" else _JINJA_INLINE).replace(
             IMAGE_MARKER, self.image_start + IMAGE_MARKER + self.image_end
         )
-        end = f"{{%- if loop.last or {'true' if self.closing == 'each' else 'false'} -%}}{{{{ {_quoted(self.end)} }}}}{{%- endif -%}}"
+        always = "true" if self.closing == "each" else "false"
+        end = f"{{%- if loop.last or {always} -%}}{{{{ {_quoted(self.reply_end + self.end)} }}}}{{%- endif -%}}"
         reply = f"{{{{ {_quoted(self.reply_space)} + words }}}}{end}{{%- if not loop.last -%}}{{{{ {_quoted(self.glue)} }}}}{{%- endif -%}}"
+        if self.system_inside:  # held back until the first question has begun
+            before = f"{{%- set held = namespace(text={opening}) -%}}"
+            first, system = "", f"{{%- set held.text = {given} -%}}"
+            inside = "{{ held.text }}{%- set held.text = '' -%}"
+        else:
+            before, inside, system = "", "", f"{{{{ {given} }}}}"
+            first = f"{{%- if loop.first and message.role != 'system' -%}}{{{{ {opening} }}}}{{%- endif -%}}"
         return (
-            "{%- for message in messages -%}"
+            before
+            + "{%- for message in messages -%}"
             + _JINJA_WORDS
-            + f"{{%- if loop.first and message.role != 'system' -%}}{{{{ {opening} }}}}"
-            + "{%- endif -%}"
-            + f"{{%- if message.role == 'system' -%}}{{{{ words + {_quoted(self.system_end)} if words else '' }}}}"
-            + f"{{%- elif message.role == 'user' -%}}{{{{ {_quoted(self.user_start)} }}}}{place}"
+            + first
+            + f"{{%- if message.role == 'system' -%}}{system}"
+            + f"{{%- elif message.role == 'user' -%}}{{{{ {_quoted(self.user_start)} }}}}{inside}{place}"
             + f"{{{{ {_quoted(self.user_end)} }}}}"
             + f"{{%- else -%}}{{{{ {_quoted(self.reply_start)} }}}}{{%- generation -%}}{reply}{{%- endgeneration -%}}{{%- endif -%}}"
             + "{%- endfor -%}"
@@ -167,11 +190,40 @@ class PlainTemplate(Template):
         )
 
 
+_VISION = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+_MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
+_BRACKETS = Template(name="mistral_instruct", user_start="[INST] ", user_end=" [/INST]", reply_start="", reply_end=" ")
+_CHATML = Template(
+    name="chatml_direct", system="Answer the questions.", system_start="<|im_start|>system\n", system_end="<|im_end|>",
+    user_start="<|im_start|>user\n", user_end="<|im_end|>", reply_start="<|im_start|>assistant\n", reply_space="", end="<|im_end|>",
+)  # fmt: skip  # no line break after <|im_end|>, unlike the base model's own (spec trap 31)
+_HUMAN = Template(
+    name="llava_v0", system=CURIOUS_HUMAN, system_end="###", user_start="Human: ", user_end="###", reply_start="Assistant:", end="###",
+    plain_end=True,
+)  # fmt: skip
+
+# Spec 3.2. Not here: the text-only formats of language models under LLaVA (default, v0, llama_2) and the experimental mmtag pair.
 TEMPLATES: Mapping[str, Template] = {
     template.name: template
     for template in (
         Template(name="vicuna_v1", system=CURIOUS_USER),
         Template(name="llava_v1", system=CURIOUS_HUMAN),
+        _BRACKETS,
+        _CHATML,
+        replace(_CHATML, name="mpt", system=_MPT),
+        replace(
+            _BRACKETS,
+            name="llava_llama_2",
+            system=_VISION,
+            system_start="<<SYS>>\n",
+            system_end="\n<</SYS>>\n\n",
+            system_inside=True,
+            glue="<s>",
+        ),
+        _HUMAN,
         Template(name="llava_hf", user_end="", glue=" ", images="first", closing="last"),
         PlainTemplate(name="plain", end="\n"),
     )
