@@ -29,7 +29,7 @@ from llavakit.model.presets import ModelConfig
 from llavakit.model.quantize import Quantization
 from llavakit.processor import Processor
 
-__all__ = ["MAX_SHARD_BYTES", "choose_dtype", "cpu_has_bf16", "load", "load_processor", "save"]
+__all__ = ["MAX_SHARD_BYTES", "choose_dtype", "cpu_has_bf16", "load", "load_processor", "outline", "save"]
 
 
 def load(
@@ -61,6 +61,14 @@ def load(
     pack = quantize.prepare(model.language_model, quantization, prefix="language_model.", device=target) if quantization else None
     weights.read(model, plan, dtypes(plan, dtype, target), target, pack=pack)
     return model.eval(), processor
+
+
+def outline(
+    folder: Path, *, base: Path | None = None, tower: Path | None = None, allow_pickle: bool = False
+) -> tuple[ModelConfig, Processor]:
+    """Config and processor of a checkpoint in any layout; no weight is read. Raises CheckpointError."""
+    config, processor, _ = _parts(describe(folder, allow_pickle=allow_pickle), base=base, tower=tower, merge=False)
+    return config, processor
 
 
 def load_processor(folder: Path, *, base: Path | None = None, tower: Path | None = None, allow_pickle: bool = False) -> Processor:

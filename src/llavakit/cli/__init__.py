@@ -4,7 +4,7 @@
     app          the table command -> function       train  scenes  miniature   make models and data
     border       errors, warnings and exit codes     environment                a report for bug threads
     options      options that commands share         terminal                   consoles and small pictures
-                                                     convert                    checkpoints from layout to layout
+    info  verify  convert      checkpoints: what they are, whether they agree with transformers, from layout to layout
 
 Results go to stdout, all else to stderr. Only typer is imported before a command runs, so that ``llava --help`` is instant.
 """

@@ -7,12 +7,14 @@ from typing import Annotated
 from typer import Exit, Option, Typer
 
 from llavakit import __version__
-from llavakit.cli import ask, chat, convert, demo, environment, miniature, scenes, show, train
+from llavakit.cli import ask, chat, convert, demo, environment, info, miniature, scenes, show, train, verify
 
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
     ("chat", chat.chat, chat.EXAMPLES),
     ("show", show.show, show.EXAMPLES),
+    ("info", info.info, info.EXAMPLES),
+    ("verify", verify.verify, verify.EXAMPLES),
     ("convert", convert.convert, convert.EXAMPLES),
     ("demo", demo.demo, demo.EXAMPLES),
     ("env", environment.environment, environment.EXAMPLES),
