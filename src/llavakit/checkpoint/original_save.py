@@ -57,7 +57,7 @@ def save(
 ) -> None:
     """Write a checkpoint, whole or ``minus`` a base: a language model or a LLaVA. Each weight keeps its type, differences are in fp32.
 
-    Such a difference, added and rounded to fp16, gives every bit back as long as no number is above one (all are multiples of 2^-24).
+    Such a difference, added and rounded to fp16, gives every bit back where no number is above a half (all are multiples of 2^-24).
     tower: the CLIP to compare with; without it, the one that the name means on this machine.
     Raises CheckpointError, also for what the original cannot be told.
     """
