@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,6 +64,7 @@ def test_a_repository_is_fetched_without_pickles(hub: Any, tmp_path: Path) -> No
     assert [(one["repository"], one["revision"]) for one in asked] == [("owner/name", "v1")]
     assert "*.bin" not in asked[0]["allow_patterns"]
     assert {"*.json", "*.safetensors", "*.jinja"} <= set(asked[0]["allow_patterns"])
+    assert asked[0]["ignore_patterns"] == ["*/*"]
 
 
 def test_pickled_weights_are_fetched_only_when_allowed(hub: Any, tmp_path: Path) -> None:
@@ -89,6 +91,9 @@ def _answer(status: int) -> Any:
         (HfHubHTTPError("busy", response=_answer(503)), "hub_unreachable"),
         (LocalEntryNotFoundError("offline"), "hub_unreachable"),
         (ConnectionError("no route"), "hub_unreachable"),
+        (RuntimeError("a broken stream, of a library below"), "hub_unreachable"),
+        (HfHubHTTPError("bad token", response=_answer(401)), "hub_gated"),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot_write"),
     ],
 )
 def test_what_went_wrong_at_the_hub_is_said(hub: Any, error: Exception, code: str) -> None:
@@ -100,6 +105,21 @@ def test_what_went_wrong_at_the_hub_is_said(hub: Any, error: Exception, code: st
         places.find("owner/name", revision="main")
     assert (caught.value.code, caught.value.where) == (code, "owner/name@main")
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "owner/name.git", "owner/na..me", "owner/name-"])
+def test_a_name_that_no_repository_can_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        places.find(name)
+    assert caught.value.code == "hub_not_found"
+
+
+def test_a_commit_is_read_from_the_cache_alone(tmp_path: Path) -> None:
+    commit = "0123456789abcdef" * 2 + "01234567"
+    assert places.commit_of(tmp_path / "snapshots" / commit) == commit
+    assert places.commit_of(tmp_path / commit) is None
+    assert places.commit_of(tmp_path / "snapshots" / "main") is None
 
 
 def test_offline_mode_asks_the_cache_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

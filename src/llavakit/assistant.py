@@ -33,8 +33,10 @@ GREEDY = Sampling()
 class Assistant:
     """A model and its processor, ready to reply. A ``responder.Responder``."""
 
-    def __init__(self, model: Llava, processor: Processor) -> None:
+    def __init__(self, model: Llava, processor: Processor, *, commit: str | None = None) -> None:
+        """commit: what the Hub's files were, so that an answer can be repeated; None for a folder."""
         self.model = model.eval()
+        self.commit = commit
         self.processor = processor
         self.stop_ids = frozenset(processor.stop_ids)
         added = processor.tokenizer.added_tokens_decoder
@@ -63,7 +65,7 @@ class Assistant:
         processor.draft = draft
         if device.type == "cpu":
             accelerate_cpu(model, packed=(model.vision_tower, model.multi_modal_projector))
-        return Assistant(model, processor)
+        return Assistant(model, processor, commit=places.commit_of(folder))
 
     def reply(self, conversation: Conversation, sampling: Sampling = GREEDY) -> Iterator[str]:
         """The reply, piece by piece; beam search has one piece. What is wrong with the question is raised before the first piece.

@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from llavakit.cli import terminal
 from llavakit.cli.app import app
+from llavakit.errors import CheckpointError
 
 PHOTO, QUESTION = "photo.png", "What is this?"
 Llava = Callable[..., Any]
@@ -236,3 +237,28 @@ def test_a_picture_in_half_blocks_has_its_colours() -> None:
         assert {len(row) for row in rows} <= set(range(1, 17))
     (top,) = {span.style for span in terminal.picture(Image.new("RGB", (8, 8), (1, 2, 250)), columns=8).spans}
     assert top.color.get_truecolor() == top.bgcolor.get_truecolor() == (1, 2, 250)
+
+
+@pytest.mark.parametrize(
+    "words", [("ask", "photo.png", "What?"), ("chat", "photo.png"), ("demo",), ("scenes", "score")], ids=lambda words: words[0]
+)
+def test_how_a_model_is_loaded_reaches_the_loader(llava: Llava, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    """No option is taken and dropped."""
+    from llavakit.assistant import Assistant
+
+    asked: dict[str, Any] = {}
+
+    def load(path: str | None, **options: Any) -> Assistant:
+        asked.update(options, path=path)
+        raise CheckpointError("enough seen", code="seen")
+
+    monkeypatch.setattr(Assistant, "load", load)
+    given = ("--model", "owner/name", "--revision", "v1", "--quantize", "8bit", "--dtype", "bfloat16", "--device", "cpu")
+    llava(*words, *given).failed(1, "enough seen")
+    assert {name: asked[name] for name in ("path", "revision", "quantization", "device")} == {
+        "path": "owner/name",
+        "revision": "v1",
+        "quantization": "8bit",
+        "device": "cpu",
+    }
+    assert str(asked["dtype"]) == "torch.bfloat16"

@@ -67,7 +67,9 @@ def ask(
     sampling = options.sampling(temperature, top_p, beams, max_tokens, stop, seed)
     asked = understand(words, question)
     check_pictures(asked.images)
-    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle, revision=revision, draft=draft)
+    assistant = options.load_assistant(
+        model, dtype=dtype, device=device, allow_pickle=allow_pickle, revision=revision, draft=draft, quantize=quantize
+    )
     started = time.perf_counter()
     pieces = assistant.reply(asked.conversation, sampling)
     if not as_json:
@@ -75,6 +77,8 @@ def ask(
         return
     reply = "".join(pieces)
     record = {"question": asked.question, "images": list(asked.names), "reply": reply, "model": str(model or "built-in")}
+    if assistant.commit:
+        record["commit"] = assistant.commit
     print(json.dumps(record | {"seconds": round(time.perf_counter() - started, 3)}, ensure_ascii=False))
 
 

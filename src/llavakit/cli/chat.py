@@ -94,7 +94,9 @@ def chat(
     sampling = options.sampling(temperature, top_p, 1, max_tokens, stop, seed)
     waiting = [image(name) for name in images or ()]
     check_pictures(tuple(waiting))
-    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle, revision=revision, draft=draft)
+    assistant = options.load_assistant(
+        model, dtype=dtype, device=device, allow_pickle=allow_pickle, revision=revision, draft=draft, quantize=quantize
+    )
     room = Room(assistant=assistant, sampling=sampling, session=assistant.session(), waiting=waiting)
     if _interactive():
         _say(f"{'Ask about the picture.' if waiting else '/image FILE adds a picture.'} /help lists the commands.")

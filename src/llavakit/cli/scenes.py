@@ -105,12 +105,13 @@ def score(
     device: options.Device = None,
     allow_pickle: options.AllowPickle = False,
     quantize: options.Quantize = None,
+    revision: options.Revision = None,
 ) -> None:
     """Ask held-out questions about held-out scenes, with the picture and with a blank one."""
     from llavakit.eval import scenes as judge
     from llavakit.types import Sampling
 
-    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle, quantize=quantize)
+    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle, revision=revision, quantize=quantize)
     short = Sampling(max_new_tokens=64)
     asked = judge.held_out(per_type, seed=seed)
     with progress("asking", 2 * len(asked)) as tell:
