@@ -78,6 +78,14 @@ def test_tiles_equal_the_reference(shape: tuple[int, int]) -> None:
     np.testing.assert_array_equal(made, wanted)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (52_800, 44), (44, 52_800), (1, 65_535), (65_535, 1)])
+@pytest.mark.parametrize("aspect", ["squash", "pad", "square"])
+def test_every_shape_is_cut(shape: tuple[int, int], aspect: str) -> None:  # I7
+    views = Preprocess(size=56, aspect=aspect).views(smooth(*shape), (112, 56))  # type: ignore[arg-type]
+    assert views.shape == (3, 3, 56, 56)
+    assert np.isfinite(views).all()
+
+
 @given(width=st.integers(1, 120), height=st.integers(1, 120))
 @settings(max_examples=40, deadline=None)
 def test_padding_is_a_paste_on_the_mean_colour(width: int, height: int) -> None:

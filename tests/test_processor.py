@@ -231,6 +231,17 @@ def test_length_is_checked_before_any_picture_is_opened() -> None:  # I17
         make().encode(Conversation.ask("?", Image(png(9000, 9000))), learn=False)
 
 
+def test_tiles_are_counted_and_bounded_before_any_picture_is_opened() -> None:  # I17
+    tiling = Tiling(side=28, canvases=((56, 56), (28 * 20, 28 * 20)), merge="spatial_unpad")
+    huge, hollow = (Conversation.ask("?", Image(png(side, side))) for side in (100_000, 8000))
+    with pytest.raises(ContextError):  # 1600 features of 400 tiles; its data are not there
+        make(tiling=tiling, max_length=1000).encode(hollow, learn=False)
+    for conversation, code in ((huge, "image_too_many_pixels"), (hollow, "image_truncated")):
+        with pytest.raises(ImageError) as caught:
+            make(tiling=tiling).encode(conversation, learn=False)
+        assert caught.value.code == code
+
+
 def test_the_broken_picture_is_named_by_its_place_or_file(tmp_path: Any) -> None:
     for image, where in ((Image(b"broken"), "images[1]"), (Image(tmp_path / "none.png"), str(tmp_path / "none.png"))):
         with pytest.raises(ImageError) as caught:

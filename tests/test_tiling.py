@@ -97,6 +97,40 @@ def test_the_hf_rule_is_transformers(width: int, height: int) -> None:
     assert HF.grid(width, height).tokens == sum(newline_and_map) + 576
 
 
+def written_anew(width: int, height: int, arithmetic: str) -> int:
+    """The tokens of an image, from spec 2.3 and 2.5 line by line; ``dev/enumerate_grids.py`` does it for all sizes."""
+    points = [(w, h) if arithmetic == "original" else (h, w) for w, h in PINPOINTS]
+
+    def merit(canvas: tuple[int, int]) -> tuple[int, int]:
+        scale = min(canvas[0] / width, canvas[1] / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        return -shown, canvas[0] * canvas[1] - shown
+
+    across, down = (side // 14 for side in min(points, key=merit))
+    whole = int if arithmetic == "original" else lambda value: int(round(value, 7))
+    if width / height > across / down:
+        down -= 2 * ((down - whole(height * (across / width))) // 2)
+    else:
+        across -= 2 * ((across - whole(width * (down / height))) // 2)
+    return 576 + down * (across + 1)
+
+
+@given(width=sides, height=sides)
+@settings(max_examples=400)
+def test_both_arithmetics_are_the_specified_formulas(width: int, height: int) -> None:
+    for tiling in (ORIGINAL, HF):
+        assert tiling.grid(width, height).tokens == written_anew(width, height, tiling.arithmetic)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 1400), (1400, 1), (52_800, 44), (44, 52_800), (1, 65_535), (65_535, 1), (8192, 8192)])
+@pytest.mark.parametrize("tiling", [ORIGINAL, HF, Tiling(side=224, canvases=tiles_of(HD, 224), merge="spatial_unpad")])
+def test_every_shape_has_a_grid(tiling: Tiling, size: tuple[int, int]) -> None:  # I7
+    grid, canvas = tiling.grid(*size), tiling.canvas(*size)
+    assert canvas is not None
+    assert grid.view_tokens <= grid.tokens <= grid.views * grid.view_tokens + grid.rows * grid.view
+    assert min(placed(*size, canvas)[2:]) >= 1
+
+
 @given(width=st.integers(28, 1400), height=st.integers(28, 1400))
 @settings(max_examples=400)
 def test_the_two_arithmetics_differ_by_one_rule(width: int, height: int) -> None:
