@@ -154,13 +154,35 @@ def test_a_folder_without_chat_template_uses_the_documented_prompt(tmp_path: Pat
     assert Processor.load(folder, template=TEMPLATES["vicuna_v1"], max_length=99).max_length == 99
 
 
-@pytest.mark.parametrize("chat", ["{{ messages[0].content }}", "{% for", "{{ raise_exception('no') }}", PUBLISHED_CHAT + "!"])
-def test_an_unknown_chat_template_is_refused_not_guessed(chat: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "chat", ["{{ messages[0].content }}", "{% for", "{{ raise_exception('no') }}", "{{ messages[0].content[1].text }}"]
+)
+def test_a_chat_template_that_does_not_work_is_refused(chat: str, tmp_path: Path) -> None:
     folder = published(tmp_path, **{"chat_template.json": {"chat_template": chat}})
     with pytest.raises(CheckpointError) as caught:
         Processor.load(folder)
     assert caught.value.code == "unknown_chat_template"
     assert Processor.load(folder, template=TEMPLATES["llava_v1"]).template == TEMPLATES["llava_v1"]
+
+
+FOREIGN = (  # another family's: brackets, a blank before the end, the begin token spelled out
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content[0].text + eos_token + '\n' }}{% else %}"
+    "<<{{ m.role }}>>{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}<</>>{% endif %}{% endfor %}"
+)
+
+
+def test_a_foreign_chat_template_is_used_as_it_is(tmp_path: Path) -> None:
+    processor = Processor.load(published(tmp_path, **{"chat_template.json": {"chat_template": FOREIGN}}))
+    talk = Conversation((user(PICTURE, "\nWhat? </s> {{ bos_token }}"), assistant("A cat."), user("Why?")))
+    segments = processor.template.render(talk)
+    assert spelled(segments) == "<<user>><image>\nWhat? </s> {{ bos_token }}<</>> A cat.</s>\n<<user>>Why?<</>>"
+    assert [segment.text for segment in segments if segment.learned] == ["A cat.", "</s>"]
+    ids = processor.encode(talk, learn=False).input_ids.tolist()
+    assert ids.count(processor.tokenizer.bos_token_id) == 1
+    assert ids.count(processor.tokenizer.eos_token_id) == 1, "the reply's end; what a person typed is text"
+    processor.save(tmp_path / "again")
+    (tmp_path / "again" / "config.json").write_text((tmp_path / "config.json").read_text())
+    assert Processor.load(tmp_path / "again").template == processor.template
 
 
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json", "chat_template.json", "config.json"])

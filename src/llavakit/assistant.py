@@ -24,6 +24,7 @@ from llavakit.model.generation import Past, check_context, generate, stream
 from llavakit.model.llava import Llava
 from llavakit.model.quantize import Quantization
 from llavakit.processor import Batch, Inputs, Processor
+from llavakit.prompts import Template
 from llavakit.text_stream import TextStream, finished_text, held_ids
 from llavakit.types import Conversation, Sampling, assistant
 
@@ -52,16 +53,24 @@ class Assistant:
         revision: str | None = None,
         draft: bool = False,
         quantization: Quantization | None = None,
+        base: str | Path | None = None,
+        tower: str | Path | None = None,
+        template: Template | None = None,
     ) -> Assistant:
         """From a checkpoint folder, the name of a built-in model or a Hub id (``places.find``); without a path, the built-in miniature.
 
         dtype: "auto" takes the stored one, or one the processor is fast in (``store.choose_dtype``). device: CUDA if there is one.
-        draft: see ``Processor``. quantization: see ``store.load``. On a CPU the fast paths of ``model/cpu.py`` are switched on.
+        draft: see ``Processor``. quantization, base, tower: see ``store.load``; the last two may be names like ``path``.
+        template: another prompt format than the checkpoint's. On a CPU the fast paths of ``model/cpu.py`` are switched on.
         Raises CheckpointError.
         """
         device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
         folder = places.find(path, revision=revision, allow_pickle=allow_pickle)
-        model, processor = store.load(folder, dtype=dtype, device=device, allow_pickle=allow_pickle, quantization=quantization)
+        below, seen = (None if name is None else places.find(name, allow_pickle=allow_pickle) for name in (base, tower))
+        model, processor = store.load(
+            folder, dtype=dtype, device=device, allow_pickle=allow_pickle, quantization=quantization, base=below, tower=seen
+        )
+        processor = processor if template is None else processor.using(template)
         processor.draft = draft
         if device.type == "cpu":
             accelerate_cpu(model, packed=(model.vision_tower, model.multi_modal_projector))

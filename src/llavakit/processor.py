@@ -235,6 +235,20 @@ class Processor:
             canvases=self.tiling.canvases,
         )
 
+    def using(self, template: Template) -> Processor:
+        """The same with another prompt format."""
+        return Processor(
+            tokenizer=self.tokenizer,
+            template=template,
+            preprocess=self.preprocess,
+            tiling=self.tiling,
+            image_token=self.image_token,
+            max_length=self.max_length,
+            image_pieces=self.image_pieces,
+            limits=self.limits,
+            draft=self.draft,
+        )
+
     @staticmethod
     def load(folder: Path, *, template: Template | None = None, max_length: int | None = None) -> Processor:
         """From a llava-hf folder, ours or published. The template is the one whose text the folder's chat template renders.

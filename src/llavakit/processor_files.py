@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llavakit.chat_template import foreign
 from llavakit.errors import CheckpointError, PromptError
 from llavakit.preprocess import Preprocess
 from llavakit.prompts import TEMPLATES, Template, spelled
@@ -131,7 +132,10 @@ class Files:
         return int(self.config.get("text_config", {}).get("max_position_embeddings") or _USUAL_LENGTH)
 
     def template(self, tokenizer: Any) -> Template:
-        """The template of the table that writes what the folder's chat template writes. Raises CheckpointError unknown_chat_template."""
+        """The template of the table that writes what the folder's chat template writes, else that chat template itself.
+
+        Raises CheckpointError ``unknown_chat_template`` for one that does not work.
+        """
         if self.chat_template is None:
             return TEMPLATES["llava_hf"]
         around = [_AROUND] if _AROUND[0] in self.chat_template else []
@@ -140,12 +144,8 @@ class Files:
             for candidate in (template, ended, *(one.around_images(*both) for both in around for one in (template, ended))):
                 if _renders(self.chat_template, candidate, tokenizer):
                     return candidate
-        raise CheckpointError(
-            f"the chat template is none of {', '.join(TEMPLATES)}",
-            code="unknown_chat_template",
-            where=str(self.folder),
-            remedy="pass the Template to Processor.load",
-        )
+        named = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        return foreign(self.chat_template, tokens=named, where=str(self.folder))
 
 
 def _renders(chat_template: str, template: Template, tokenizer: Any) -> bool:

@@ -104,7 +104,8 @@ def write_gguf(model: Llava, processor: Processor, folder: Path, *, dtype: GgufD
 
 def pair_rows(value: Tensor, heads: int) -> Tensor:
     """The rows of q or k, weight or bias, in llama.cpp's order (see the drawing above)."""
-    return value.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    paired: Tensor = value.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    return paired
 
 
 def text_entries(model: Llava) -> Iterator[Entry]:

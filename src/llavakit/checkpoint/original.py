@@ -12,7 +12,6 @@ the config asks for them. Where the tables lack a row for it they grow as in lla
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,7 +35,6 @@ BASE_MARK = "delta_base"  # in config.json of a delta that this package made: it
 _NEW_ROWS, _ROWS_ROUNDED_TO = 2, 64  # spec 1.6
 _ARCHITECTURE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _USUAL_LENGTH = 4096  # Vicuna v1.5
-_log = logging.getLogger(__name__)
 
 
 def read(layout: Layout, *, base: Path | None, tower: Path | None, merge: bool = True) -> tuple[ModelConfig, Processor, dict[str, Stored]]:
@@ -204,7 +202,7 @@ def _tower(layout: Layout, below: Layout | None, given: Path | None, *, shape_on
             return Tower.read(folder)
     if shape_only:
         fields = [one.config["vision_config"] for one in origins if one.kind == "hf"]
-        fields += [original_config.TOWERS[one.tower] for one in origins if one.tower in original_config.TOWERS]
+        fields += [original_config.TOWERS[one.tower] for one in origins if one.tower is not None and one.tower in original_config.TOWERS]
         if fields:
             return Tower(fields=fields[0])
     named = next((f"{one.tower!r}" for one in origins if one.tower), "a CLIP")
@@ -264,9 +262,6 @@ def _processor(config: ModelConfig, fields: Mapping[str, Any], seen: Tower, toke
 
 def _template(config: ModelConfig, fields: Mapping[str, Any], tokenizer: Any) -> Template:
     """The prompt that the model was trained with, as far as the files tell: the language model's family and how its replies end."""
-    wanted = {"mistral": "mistral_instruct"}.get(str(config.text["model_type"]), "vicuna_v1")
-    wanted = "chatml_direct" if tokenizer.eos_token == "<|im_end|>" else wanted
-    if wanted not in TEMPLATES:
-        _log.warning("the prompt format %s is not known here; vicuna_v1 is used", wanted)
-    template = TEMPLATES.get(wanted, TEMPLATES["vicuna_v1"])
+    name = {"mistral": "mistral_instruct"}.get(str(config.text["model_type"]), "vicuna_v1")
+    template = TEMPLATES["chatml_direct" if tokenizer.eos_token == "<|im_end|>" else name]
     return template.around_images(START, END) if fields.get("mm_use_im_start_end") else template

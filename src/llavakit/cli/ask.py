@@ -62,13 +62,25 @@ def ask(
     quantize: options.Quantize = None,
     revision: options.Revision = None,
     draft: options.Draft = False,
+    base: options.Base = None,
+    tower: options.Tower = None,
+    template: options.PromptFormat = None,
 ) -> None:
     """Ask a question about pictures."""
     sampling = options.sampling(temperature, top_p, beams, max_tokens, stop, seed)
     asked = understand(words, question)
     check_pictures(asked.images)
     assistant = options.load_assistant(
-        model, dtype=dtype, device=device, allow_pickle=allow_pickle, revision=revision, draft=draft, quantize=quantize
+        model,
+        dtype=dtype,
+        device=device,
+        allow_pickle=allow_pickle,
+        revision=revision,
+        draft=draft,
+        quantize=quantize,
+        base=base,
+        tower=tower,
+        template=template,
     )
     started = time.perf_counter()
     pieces = assistant.reply(asked.conversation, sampling)

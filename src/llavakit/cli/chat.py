@@ -89,13 +89,25 @@ def chat(
     quantize: options.Quantize = None,
     revision: options.Revision = None,
     draft: options.Draft = False,
+    base: options.Base = None,
+    tower: options.Tower = None,
+    template: options.PromptFormat = None,
 ) -> None:
     """Talk about pictures, turn by turn."""
     sampling = options.sampling(temperature, top_p, 1, max_tokens, stop, seed)
     waiting = [image(name) for name in images or ()]
     check_pictures(tuple(waiting))
     assistant = options.load_assistant(
-        model, dtype=dtype, device=device, allow_pickle=allow_pickle, revision=revision, draft=draft, quantize=quantize
+        model,
+        dtype=dtype,
+        device=device,
+        allow_pickle=allow_pickle,
+        revision=revision,
+        draft=draft,
+        quantize=quantize,
+        base=base,
+        tower=tower,
+        template=template,
     )
     room = Room(assistant=assistant, sampling=sampling, session=assistant.session(), waiting=waiting)
     if _interactive():

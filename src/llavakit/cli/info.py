@@ -81,7 +81,7 @@ def _config(model: str | None, revision: str | None) -> tuple[str, ModelConfig, 
     from llavakit.checkpoint import places, store
     from llavakit.model.released import SYSTEMS
 
-    if model in SYSTEMS and not Path(model).exists():
+    if model is not None and model in SYSTEMS and not Path(model).exists():
         return model, SYSTEMS[model].config, SYSTEMS[model].template
     folder = places.find(model, revision=revision)
     config, processor = store.outline(folder)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llavakit.assistant import Assistant
+    from llavakit.prompts import Template
 
 
 class Bits(StrEnum):
@@ -33,6 +34,9 @@ Revision = Annotated[str | None, Option("--revision", metavar="NAME", help="Of a
 Quantize = Annotated[
     Bits | None, Option("--quantize", help="Pack the language model while it is read: half the memory of bf16, or less than a third.")
 ]
+Base = Annotated[Path | None, Option("--base", metavar="FOLDER", help="What an adapter, a delta or a projector belongs to.")]
+Tower = Annotated[Path | None, Option("--tower", metavar="FOLDER", help="The CLIP, where an original checkpoint keeps it elsewhere.")]
+PromptFormat = Annotated[str | None, Option("--template", metavar="NAME", help="The prompt format (default: what the checkpoint says).")]
 Draft = Annotated[
     bool, Option("--draft", help="Decode large JPEG photographs at a fraction of their size: several times faster, pixels differ a little.")
 ]
@@ -62,6 +66,9 @@ def load_assistant(
     revision: str | None = None,
     draft: bool = False,
     quantize: Bits | None = None,
+    base: Path | None = None,
+    tower: Path | None = None,
+    template: str | None = None,
 ) -> Assistant:
     """The model as a responder; the libraries below are told to be quiet first."""
     if dtype not in DTYPES:
@@ -80,7 +87,20 @@ def load_assistant(
         revision=revision,
         draft=draft,
         quantization=quantize.value if quantize else None,
+        base=base,
+        tower=tower,
+        template=None if template is None else prompt_format(template),
     )
+
+
+def prompt_format(name: str) -> Template:
+    """A prompt format by its name."""
+    from llavakit.prompts import TEMPLATES
+
+    if name not in TEMPLATES:
+        remedy = f"the formats are {', '.join(sorted(TEMPLATES))}"
+        raise ConfigError(f"no prompt format {name!r}", code="bad_value", where="--template", remedy=remedy)
+    return TEMPLATES[name]
 
 
 def _device(name: str | None) -> str | None:

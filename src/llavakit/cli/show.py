@@ -97,23 +97,9 @@ def load_processor(model: str | None, template: str | None) -> Processor:
     options.quiet()
     from llavakit.checkpoint import places
     from llavakit.processor import Processor
-    from llavakit.prompts import TEMPLATES
 
     processor = Processor.load(places.find(model))
-    if template is None:
-        return processor
-    if template not in TEMPLATES:
-        remedy = f"the formats are {', '.join(sorted(TEMPLATES))}"
-        raise ConfigError(f"no prompt format {template!r}", code="bad_value", where="--template", remedy=remedy)
-    return Processor(
-        tokenizer=processor.tokenizer,
-        template=TEMPLATES[template],
-        preprocess=processor.preprocess,
-        tiling=processor.tiling,
-        image_token=processor.image_token,
-        max_length=processor.max_length,
-        image_pieces=processor.image_pieces,
-    )
+    return processor if template is None else processor.using(options.prompt_format(template))
 
 
 def runs(inputs: Inputs, processor: Processor) -> list[Run]:

@@ -54,8 +54,15 @@ _V1_7B = ModelConfig(vision=_CLIP_L_224, text=_VICUNA_7B | _FIRST, projector="li
 _V1_13B = ModelConfig(vision=_CLIP_L_224, text=_VICUNA_13B | _FIRST, projector="linear", image_token_id=32000)
 _V15_7B = ModelConfig(vision=CLIP_L_336, text=_VICUNA_7B, image_token_id=32000)
 _V15_13B = ModelConfig(vision=CLIP_L_336, text=_VICUNA_13B, image_token_id=32000)
-_HD = {"vision": _CLIP_L_224, "canvases": tiles_of(HD, 224), "merge": "spatial_unpad"}
-_NEXT = {"canvases": tiles_of(RELEASED, 336), "merge": "spatial_unpad"}
+
+
+def _hd(config: ModelConfig) -> ModelConfig:
+    return replace(config, vision=_CLIP_L_224, canvases=tiles_of(HD, 224), merge="spatial_unpad")
+
+
+def _next(config: ModelConfig) -> ModelConfig:
+    return replace(config, canvases=tiles_of(RELEASED, 336), merge="spatial_unpad")
+
 
 SYSTEMS: Mapping[str, System] = {
     "llava-v1-7b": System(config=_V1_7B, template="llava_v0", aspect="square"),
@@ -63,12 +70,12 @@ SYSTEMS: Mapping[str, System] = {
     "llava-v1-13b-scienceqa": System(config=_V1_13B, template="llava_v0", aspect="square"),
     "llava-v1.5-7b": System(config=_V15_7B, template="vicuna_v1", aspect="pad"),
     "llava-v1.5-13b": System(config=_V15_13B, template="vicuna_v1", aspect="pad"),
-    "llava-v1.5-hd-7b": System(config=replace(_V15_7B, **_HD), template="vicuna_v1", aspect="pad"),
-    "llava-v1.5-hd-13b": System(config=replace(_V15_13B, **_HD), template="vicuna_v1", aspect="pad"),
-    "llava-v1.6-vicuna-7b": System(config=replace(_V15_7B, **_NEXT), template="vicuna_v1", aspect="squash"),
-    "llava-v1.6-vicuna-13b": System(config=replace(_V15_13B, **_NEXT), template="vicuna_v1", aspect="squash"),
-    "llava-v1.6-mistral-7b": System(config=replace(_V15_7B, text=_MISTRAL_7B, **_NEXT), template="mistral_instruct", aspect="squash"),
+    "llava-v1.5-hd-7b": System(config=_hd(_V15_7B), template="vicuna_v1", aspect="pad"),
+    "llava-v1.5-hd-13b": System(config=_hd(_V15_13B), template="vicuna_v1", aspect="pad"),
+    "llava-v1.6-vicuna-7b": System(config=_next(_V15_7B), template="vicuna_v1", aspect="squash"),
+    "llava-v1.6-vicuna-13b": System(config=_next(_V15_13B), template="vicuna_v1", aspect="squash"),
+    "llava-v1.6-mistral-7b": System(config=_next(replace(_V15_7B, text=_MISTRAL_7B)), template="mistral_instruct", aspect="squash"),
     "llava-v1.6-34b": System(
-        config=replace(_V15_7B, text=_YI_34B, image_token_id=64000, **_NEXT), template="chatml_direct", aspect="squash", rows=64000
+        config=_next(replace(_V15_7B, text=_YI_34B, image_token_id=64000)), template="chatml_direct", aspect="squash", rows=64000
     ),
 }

@@ -90,7 +90,8 @@ def outline(model: Llava) -> list[tuple[int, str, int]]:
 
     def walk(name: str, module: nn.Module, depth: int, times: int) -> None:
         children = list(module.named_children())
-        shape = f" {tuple(module.weight.shape)}" if not children and isinstance(getattr(module, "weight", None), nn.Parameter) else ""
+        weight = getattr(module, "weight", None)
+        shape = f" {tuple(weight.shape)}" if not children and isinstance(weight, nn.Parameter) else ""
         again = f" x {times}" if times > 1 else ""
         lines.append((depth, f"{name}: {type(module).__name__}{shape}{again}", times * _count(module)))
         if isinstance(module, nn.ModuleList) and len(children) > 1:
