@@ -52,13 +52,13 @@ def apply(layout: Layout, found: Mapping[str, Stored], table: Table, *, merge: b
             _put(weights, _plain(name), stored, table)
     wrong = []
     for module, pair in pairs.items():
-        found = ours(f"{module}.weight", table)
-        base = weights.get(found or "")
-        if found is None or base is None or not _fits(base, pair):
+        name_of_base = ours(f"{module}.weight", table)
+        base = weights.get(name_of_base or "")
+        if name_of_base is None or base is None or not _fits(base, pair):
             wrong.append(module)
         elif merge:
             scale = _scale(fields, module, rank=pair["A"].shape[0])
-            weights[found] = merged(base, down=pair["A"], up=pair["B"], scale=scale)
+            weights[name_of_base] = merged(base, down=pair["A"], up=pair["B"], scale=scale)
     if wrong or not pairs:
         raise CheckpointError(
             f"the base has no place for {len(wrong)} of {len(pairs)} matrices: {', '.join(wrong)}",
