@@ -1,6 +1,6 @@
 """Run a checkpoint through llama.cpp and compare it with ours: ``python dev/llama_cpp_check.py [CHECKPOINT] [--picture FILE]...``.
 
-Needs llama-cpp-python and gguf. Writes the two files in fp32 to a temporary folder and compares, one line each:
+Needs llama-cpp-python and gguf. Writes the two files to a temporary folder and compares, one line each:
 
     vocabulary    ids of texts
     decoder       logits and greedy tokens of a text
@@ -28,6 +28,7 @@ import torch
 from llama_cpp import mtmd_cpp as mtmd
 from torch import Tensor
 
+from llavakit.checkpoint.dtypes import DTYPES
 from llavakit.checkpoint.gguf import write_gguf
 from llavakit.checkpoint.store import load
 from llavakit.images import open_image
@@ -208,10 +209,11 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", type=Path, default=Path(str(files("llavakit") / "weights" / "tiny")))
     parser.add_argument("--picture", action="append", type=Path, help="default: the shipped ones")
     parser.add_argument("--question", default="What is in the picture?")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the two files")
     arguments = parser.parse_args()
     model, processor = load(arguments.checkpoint, dtype="fp32")
     with tempfile.TemporaryDirectory() as place:
-        theirs = LlamaCpp(*write_gguf(model, processor, Path(place) / "gguf", dtype=torch.float32))
+        theirs = LlamaCpp(*write_gguf(model, processor, Path(place) / "gguf", dtype=DTYPES[arguments.dtype]))
         check_text(model, processor, theirs)
         for file in arguments.picture or sorted(pictures.glob("*.png")):
             check_picture(model, processor, theirs, file, arguments.question)
