@@ -1,97 +1,109 @@
-"""A checkpoint as two GGUF files, for llama.cpp and all that is built on it. Written only; the ``gguf`` package is an extra.
+"""A loaded model as the two files llama.cpp reads.
 
-    language_model.*                                 -> model.gguf     architecture "llama": Llama and Mistral decoders, and the tokenizer
-    vision_tower.*, multi_modal_projector.*, image_newline -> mmproj.gguf   architecture "clip", projector "mlp"
+    language_model ------------------------> model-f16.gguf           architecture "llama"; rows of q and k in another order
+    vision_tower, up to the layer read --+
+    multi_modal_projector ---------------+-> mmproj-model-f16.gguf    architecture "clip", projector "mlp"
+    image_newline -----------------------+
 
-llama.cpp turns neighbouring pairs of a head's rows by one angle, transformers row i with row i + half. So the rows of q and k move:
+llama.cpp turns neighbouring numbers of a head (a0 b0), (a1 b1) in its rotary embedding, transformers numbers half a head apart:
 
-    transformers  a0 a1 a2 b0 b1 b2    ->    llama.cpp  a0 b0 a1 b1 a2 b2
+    rows of a head in transformers   a0 a1 a2 a3 | b0 b1 b2 b3
+    rows of a head in llama.cpp      a0 b0 a1 b1 a2 b2 a3 b3
 
-What LLaVA stores and never runs (the tower's layers above the selected one and its last norm) is not written: llama.cpp would run it.
-What llama.cpp's readers do with a picture is theirs: they add no row ends, trim nothing, and their GELU is the tanh form.
+What LLaVA never runs (the tower's layers after the one it reads, its last norm) is not written: ``Plan.dead`` names it. Matrices are
+written in the type asked for; vectors, the position table and, but for fp16, the patch kernel in fp32, as llama.cpp wants them.
+
+What llama.cpp itself does differently with these files is told in docs/gguf.md.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llavakit.checkpoint import gguf_tokenizer
+from llavakit.checkpoint import gguf_tokenizer, weights
 from llavakit.checkpoint.folders import replace_folder
 from llavakit.errors import CheckpointError, MissingExtraError
 from llavakit.model.llava import Llava
+from llavakit.model.presets import ModelConfig
 from llavakit.processor import Processor
 
-MODEL, MMPROJ = "model.gguf", "mmproj.gguf"
-GgufDtype = Literal["float32", "float16", "bfloat16"]
 DECODERS = ("llama", "mistral")
-
-_TEXT: Mapping[str, str] = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+TYPES: Mapping[torch.dtype, tuple[str, str]] = {  # ours -> in a file's name, in the gguf package
+    torch.float32: ("f32", "ALL_F32"),
+    torch.float16: ("f16", "MOSTLY_F16"),
+    torch.bfloat16: ("bf16", "MOSTLY_BF16"),
 }
-_VISION: Mapping[str, str] = {
-    "embeddings.class_embedding": "v.class_embd",
-    "embeddings.patch_embedding.weight": "v.patch_embd.weight",
-    "embeddings.position_embedding.weight": "v.position_embd.weight",
-    "pre_layrnorm.weight": "v.pre_ln.weight",
-    "pre_layrnorm.bias": "v.pre_ln.bias",
-    "layer_norm1": "ln1",
-    "layer_norm2": "ln2",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.out_proj": "attn_out",
-    "mlp.fc1": "ffn_up",
-    "mlp.fc2": "ffn_down",
-}
-_PROJECTOR: Mapping[str, str] = {"linear_1": "mm.0", "linear_2": "mm.2"}
-_LAYER = re.compile(r"(?:model|encoder)\.layers\.(\d+)\.(.+)\.(weight|bias)")
-_EXACT = ("v.patch_embd.weight", "v.position_embd.weight")  # small, and no backend convolves in bfloat16
+LANGUAGE: tuple[tuple[str, str], ...] = (  # pattern of our name -> theirs; the first that matches the whole name applies
+    (r"language_model\.model\.embed_tokens\.(weight)", r"token_embd.\1"),
+    (r"language_model\.model\.norm\.(weight)", r"output_norm.\1"),
+    (r"language_model\.lm_head\.(weight)", r"output.\1"),
+    (r"language_model\.model\.layers\.(\d+)\.input_layernorm\.(weight)", r"blk.\1.attn_norm.\2"),
+    (r"language_model\.model\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", r"blk.\1.attn_\2.\3"),
+    (r"language_model\.model\.layers\.(\d+)\.self_attn\.o_proj\.(weight|bias)", r"blk.\1.attn_output.\2"),
+    (r"language_model\.model\.layers\.(\d+)\.post_attention_layernorm\.(weight)", r"blk.\1.ffn_norm.\2"),
+    (r"language_model\.model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.(weight|bias)", r"blk.\1.ffn_\2.\3"),
+)
+VISION: tuple[tuple[str, str], ...] = (
+    (r"vision_tower\.vision_model\.embeddings\.class_embedding", "v.class_embd"),
+    (r"vision_tower\.vision_model\.embeddings\.(patch|position)_embedding\.(weight)", r"v.\1_embd.\2"),
+    (r"vision_tower\.vision_model\.pre_layrnorm\.(weight|bias)", r"v.pre_ln.\1"),
+    (r"vision_tower\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", r"v.blk.\1.attn_\2.\3"),
+    (r"vision_tower\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.(weight|bias)", r"v.blk.\1.attn_out.\2"),
+    (r"vision_tower\.vision_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.(weight|bias)", r"v.blk.\1.ln\2.\3"),
+    (r"vision_tower\.vision_model\.encoder\.layers\.(\d+)\.mlp\.fc1\.(weight|bias)", r"v.blk.\1.ffn_up.\2"),
+    (r"vision_tower\.vision_model\.encoder\.layers\.(\d+)\.mlp\.fc2\.(weight|bias)", r"v.blk.\1.ffn_down.\2"),
+    (r"multi_modal_projector\.linear_1\.(weight|bias)", r"mm.0.\1"),
+    (r"multi_modal_projector\.linear_2\.(weight|bias)", r"mm.2.\1"),
+    (r"image_newline", "v.image_newline"),
+)
+_PATCHES, _POSITIONS = "v.patch_embd.weight", "v.position_embd.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One weight and its place in a file; ``name`` is None for a weight that is never run."""
+class Plan:
+    """Where every weight goes: llama.cpp's names and ours for each file, and the names of ours that are written nowhere."""
 
-    source: str
-    name: str | None
-    value: Tensor
+    language: Mapping[str, str]
+    vision: Mapping[str, str]
+    dead: tuple[str, ...]
 
 
-def write_gguf(model: Llava, processor: Processor, folder: Path, *, dtype: GgufDtype = "float16") -> tuple[Path, Path]:
-    """Write ``model.gguf`` and ``mmproj.gguf`` into a folder, whole or not at all; returns the two paths.
+def write_gguf(model: Llava, processor: Processor, folder: Path, *, dtype: torch.dtype | None = None) -> tuple[Path, Path]:
+    """Write the folder anew and return the paths of the language model and of the ``mmproj`` file.
 
-    dtype: the type of all matrices; norms, biases and the tower's embeddings are float32.
-    Raises MissingExtraError without the ``gguf`` package, CheckpointError ``unsupported_model`` and ``unsupported_tokenizer`` for what
-    llama.cpp cannot run as we do, ``not_a_checkpoint`` for a folder holding something else, ``cannot_write``.
+    dtype: the type of the matrices, one of TYPES; None for the model's own. One weight at a time is converted.
+    Raises CheckpointError ``unsupported_gguf`` for a model that llama.cpp cannot run, ``unsupported_tokenizer``, ``non_finite`` where
+    fp16 cannot hold a weight, ``not_a_folder_of_gguf`` and ``cannot_write``; MissingExtraError without the ``gguf`` package.
     """
-    _library()
-    folder = Path(folder)
-    _check(model)
-    words = gguf_tokenizer.read(processor, rows=model.config.rows)
-    if folder.exists() and not (folder.is_dir() and ((folder / MODEL).is_file() or not any(folder.iterdir()))):
-        raise CheckpointError("it exists and holds no GGUF", code="not_a_checkpoint", where=str(folder), remedy="give a new folder")
+    gguf = _package()
+    folder, dtype = Path(folder), dtype or model.dtype
+    check_supported(model.config)
+    if dtype not in TYPES:
+        raise _unsupported(f"weights in {dtype}", "dtype", remedy="use fp32, fp16 or bf16")
+    kind, file_type = TYPES[dtype][0], gguf.LlamaFileType[TYPES[dtype][1]]
+    vocabulary = gguf_tokenizer.Vocabulary.of(processor.tokenizer, rows=model.config.rows)
+    places, state = plan(model), model.state_dict()
+    if folder.exists() and not (folder.is_dir() and all(path.suffix == ".gguf" for path in folder.iterdir())):
+        raise CheckpointError(
+            "it exists and holds other things", code="not_a_folder_of_gguf", where=str(folder), remedy="give a new folder"
+        )
 
     def write(draft: Path) -> None:
-        _write(draft / MODEL, "llama", _text_fields(model) | words.fields(), text_entries(model), dtype)
-        _write(draft / MMPROJ, "clip", _vision_fields(model, processor), vision_entries(model), dtype)
+        writer = gguf.GGUFWriter(draft / f"model-{kind}.gguf", "llama")
+        _tell_language(writer, gguf, model.config, processor)
+        vocabulary.tell(writer)
+        _tell_and_fill(writer, gguf, file_type, places.language, state, dtype, _heads(model.config))
+        writer = gguf.GGUFWriter(draft / f"mmproj-model-{kind}.gguf", "clip")
+        _tell_vision(writer, gguf, model, processor)
+        _tell_and_fill(writer, gguf, file_type, places.vision, state, dtype, {})
 
     try:
         replace_folder(folder, write)
@@ -99,173 +111,177 @@ def write_gguf(model: Llava, processor: Processor, folder: Path, *, dtype: GgufD
         raise CheckpointError(
             f"it cannot be written ({error.strerror})", code="cannot_write", where=str(folder), remedy="check space and permissions"
         ) from error
-    return folder / MODEL, folder / MMPROJ
+    return folder / f"model-{kind}.gguf", folder / f"mmproj-model-{kind}.gguf"
 
 
-def pair_rows(value: Tensor, heads: int) -> Tensor:
-    """The rows of q or k, weight or bias, in llama.cpp's order (see the drawing above)."""
-    paired: Tensor = value.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-    return paired
+def check_supported(config: ModelConfig) -> None:
+    """Raise CheckpointError ``unsupported_gguf`` for what llama.cpp does not run as LLaVA is."""
+    text, vision = config.text, config.vision
+    rope = _rope(text)
+    wrong = [
+        ("text_config.model_type", text["model_type"], text["model_type"] in DECODERS, " or ".join(DECODERS)),
+        ("text_config.hidden_act", text.get("hidden_act", "silu"), text.get("hidden_act", "silu") == "silu", "silu"),
+        ("text_config.rope_parameters", rope["rope_type"], rope["rope_type"] in ("default", "linear"), "default or linear"),
+        ("vision_config.hidden_act", vision["hidden_act"], vision["hidden_act"] in ("quick_gelu", "gelu"), "quick_gelu or gelu"),
+        ("projector", config.projector, config.projector == "mlp2x_gelu", "mlp2x_gelu"),
+        ("vision_feature_select_strategy", config.select_feature, config.select_feature == "patch", "patch"),
+    ]
+    for where, found, fine, known in wrong:
+        if not fine:
+            raise _unsupported(f"{found!r}, and only {known} can be written for llama.cpp", where)
 
 
-def text_entries(model: Llava) -> Iterator[Entry]:
-    """The language model's weights; a tied head is its embedding table and is not stored twice."""
-    config = model.language_model.config
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    for source, value in model.language_model.state_dict().items():
-        if source == "lm_head.weight" and model.config.tied:
-            yield Entry(source=f"language_model.{source}", name=None, value=value)
-        elif found := _LAYER.fullmatch(source):
-            number, part, kind = found.groups()
-            place = _TEXT[part]
-            moved = pair_rows(value, heads[place]) if place in heads else value
-            yield Entry(source=f"language_model.{source}", name=f"blk.{number}.{place}.{kind}", value=moved)
+def plan(model: Llava) -> Plan:
+    """The place of every weight of the model; a head tied to the table is llama.cpp's own default and has none."""
+    aliases, layers = weights.aliases_of(model), model.vision_tower.run_layers
+    language, vision, dead = {}, {}, []
+    for name in model.state_dict():
+        layer = re.match(r"vision_tower\.vision_model\.encoder\.layers\.(\d+)\.", name)
+        if name in aliases:
+            continue
+        if name.startswith("vision_tower.vision_model.post_layernorm.") or (layer and int(layer[1]) >= layers):
+            dead.append(name)
+        elif name.startswith("language_model."):
+            language[_theirs(name, LANGUAGE)] = name
         else:
-            part, _, kind = source.rpartition(".")
-            yield Entry(source=f"language_model.{source}", name=f"{_TEXT[part]}.{kind}", value=value)
+            vision[_theirs(name, VISION)] = name
+    return Plan(language=language, vision=vision, dead=tuple(dead))
 
 
-def vision_entries(model: Llava) -> Iterator[Entry]:
-    """The tower's weights up to the selected layer, the projector's, and the row end."""
-    for source, value in model.vision_tower.vision_model.state_dict().items():
-        full = f"vision_tower.vision_model.{source}"
-        if found := _LAYER.fullmatch(source):
-            number, part, kind = found.groups()
-            name = f"v.blk.{number}.{_VISION[part]}.{kind}" if int(number) < model.vision_tower.run_layers else None
-            yield Entry(source=full, name=name, value=value)
-        elif source.startswith("post_layernorm.") or source.endswith("position_ids"):
-            yield Entry(source=full, name=None, value=value)
-        else:
-            yield Entry(source=full, name=_VISION[source], value=value)
-    for source, value in model.multi_modal_projector.state_dict().items():
-        part, kind = source.split(".")
-        yield Entry(source=f"multi_modal_projector.{source}", name=f"{_PROJECTOR[part]}.{kind}", value=value)
-    if model.image_newline is not None:
-        yield Entry(source="image_newline", name="v.image_newline", value=model.image_newline.detach())
+def _theirs(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    for pattern, theirs in table:
+        if found := re.fullmatch(pattern, name):
+            return found.expand(theirs)
+    raise _unsupported(f"the weight {name} has no place in it", "the llama architecture of llama.cpp")
 
 
-def _check(model: Llava) -> None:
-    """Refuse what llama.cpp would not run, or would run as another model."""
-    text, config = model.language_model.config, model.config
-    rope = dict(text.rope_parameters)
-    found = {
-        "text_config.model_type": (text.model_type, DECODERS),
-        "text_config.hidden_act": (getattr(text, "hidden_act", None), ("silu",)),
-        "text_config.rope_parameters": (rope.get("rope_type", "default"), ("default", "linear")),
-        "vision_config.hidden_act": (config.vision.get("hidden_act", "quick_gelu"), ("quick_gelu", "gelu")),
-        "projector_type": (config.projector, ("mlp2x_gelu",)),
-        "vision_feature_select_strategy": (config.select_feature, ("patch",)),
-    }
-    for where, (value, known) in found.items():
-        if value not in known:
-            raise CheckpointError(
-                f"{where} is {value!r}, as GGUF only {' or '.join(known)} can be written",
-                code="unsupported_model", where="config.json", remedy="serve the llava-hf layout with vLLM or transformers",
-            )  # fmt: skip
+def pair_rows(weight: Tensor, heads: int) -> Tensor:
+    """The rows of q or k in llama.cpp's order (see the module)."""
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def _text_fields(model: Llava) -> dict[str, Any]:
-    """The keys of the language model. A sliding window bounds the context: up to its length both are the same model."""
-    text = model.language_model.config
-    rope, window = dict(text.rope_parameters), getattr(text, "sliding_window", None)
-    head = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": float(rope["factor"])} if "factor" in rope else {}
-    return {
-        "general.name": "LLaVA",
-        "llama.vocab_size": model.config.rows,
-        "llama.context_length": min(int(text.max_position_embeddings), int(window or text.max_position_embeddings)),
-        "llama.embedding_length": int(text.hidden_size),
-        "llama.block_count": int(text.num_hidden_layers),
-        "llama.feed_forward_length": int(text.intermediate_size),
-        "llama.attention.head_count": int(text.num_attention_heads),
-        "llama.attention.head_count_kv": int(text.num_key_value_heads),
-        "llama.attention.key_length": head,
-        "llama.attention.value_length": head,
-        "llama.attention.layer_norm_rms_epsilon": float(text.rms_norm_eps),
-        "llama.rope.dimension_count": head,
-        "llama.rope.freq_base": float(rope["rope_theta"]),
-        **scaling,
-    }
+def _heads(config: ModelConfig) -> dict[str, int]:
+    """How many heads' rows are to be paired, by the end of a name without weight or bias."""
+    return {"attn_q": int(config.text["num_attention_heads"]), "attn_k": _kv_heads(config.text)}
 
 
-def _vision_fields(model: Llava, processor: Processor) -> dict[str, Any]:
-    """The keys of tower and projector. ``feature_layer`` says after which layer to stop; without it readers drop one more."""
-    vision, config = model.vision_tower.vision_model.config, model.config
-    tiled = {
-        "clip.vision.mm_patch_merge_type": config.merge,
-        "clip.vision.image_grid_pinpoints": [edge for canvas in config.canvases for edge in canvas],  # width, height, width, ...
-    }
-    return {
-        "general.name": "LLaVA",
-        "clip.has_vision_encoder": True,
-        "clip.has_llava_projector": True,
-        "clip.projector_type": "mlp",
-        "clip.use_gelu": vision.hidden_act == "gelu",
-        "clip.vision.image_size": config.image_size,
-        "clip.vision.patch_size": config.patch_size,
-        "clip.vision.embedding_length": int(vision.hidden_size),
-        "clip.vision.feed_forward_length": int(vision.intermediate_size),
-        "clip.vision.projection_dim": int(model.language_model.config.hidden_size),
-        "clip.vision.block_count": model.vision_tower.run_layers,
-        "clip.vision.feature_layer": [model.vision_tower.run_layers],
-        "clip.vision.attention.head_count": int(vision.num_attention_heads),
-        "clip.vision.attention.layer_norm_epsilon": float(vision.layer_norm_eps),
-        "clip.vision.image_mean": [float(value) for value in processor.preprocess.mean],
-        "clip.vision.image_std": [float(value) for value in processor.preprocess.std],
-        **(tiled if config.canvases else {}),
-    }
+def _tell_language(writer: Any, gguf: Any, config: ModelConfig, processor: Processor) -> None:
+    """The keys of the decoder. Within its window a Mistral is a Llama, so the window bounds the context."""
+    text, rope = config.text, _rope(config.text)
+    head = int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name("LLaVA")
+    writer.add_context_length(min(int(text["max_position_embeddings"]), int(text.get("sliding_window") or 1 << 31)))
+    writer.add_embedding_length(int(text["hidden_size"]))
+    writer.add_block_count(int(text["num_hidden_layers"]))
+    writer.add_feed_forward_length(int(text["intermediate_size"]))
+    writer.add_head_count(int(text["num_attention_heads"]))
+    writer.add_head_count_kv(_kv_heads(text))
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_layer_norm_rms_eps(float(text["rms_norm_eps"]))
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+    writer.add_vocab_size(config.rows)
+    writer.add_chat_template(processor.template.jinja())
 
 
-def _library() -> Any:
+def _tell_vision(writer: Any, gguf: Any, model: Llava, processor: Processor) -> None:
+    """The keys of tower and projector. ``feature_layer`` says which hidden state is read; without it llama.cpp stops one earlier."""
+    config, vision, layers = model.config, model.config.vision, model.vision_tower.run_layers
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_name("LLaVA")
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_bool("clip.has_llava_projector", True)
+    writer.add_clip_projector_type("mlp")
+    writer.add_vision_use_gelu(vision["hidden_act"] == "gelu")
+    writer.add_vision_image_size(config.image_size)
+    writer.add_vision_patch_size(config.patch_size)
+    writer.add_vision_embedding_length(int(vision["hidden_size"]))
+    writer.add_vision_feed_forward_length(int(vision["intermediate_size"]))
+    writer.add_vision_head_count(int(vision["num_attention_heads"]))
+    writer.add_vision_attention_layernorm_eps(float(vision["layer_norm_eps"]))
+    writer.add_vision_block_count(layers)
+    writer.add_array("clip.vision.feature_layer", [layers])
+    writer.add_vision_projection_dim(int(config.text["hidden_size"]))
+    writer.add_vision_image_mean(processor.preprocess.mean)
+    writer.add_vision_image_std(processor.preprocess.std)
+    writer.add_string("clip.vision.mm_patch_merge_type", config.merge)
+    if config.canvases:
+        writer.add_array("clip.vision.image_grid_pinpoints", [side for canvas in config.canvases for side in canvas])
+
+
+def _tell_and_fill(
+    writer: Any,
+    gguf: Any,
+    file_type: Any,
+    places: Mapping[str, str],
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    heads: Mapping[str, int],
+) -> None:
+    """Names and shapes of all weights, then the weights one by one."""
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    raw = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    for theirs, ours in places.items():
+        kind, value = _kind(theirs, state[ours], dtype), state[ours]
+        bytes_ = value.numel() * kind.itemsize
+        writer.add_tensor_info(theirs, tuple(value.shape), _float32(), bytes_, raw_dtype=gguf.GGMLQuantizationType[raw[kind]])
     try:
-        import gguf
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for theirs, ours in places.items():
+            writer.write_tensor_data(_bytes(theirs, state[ours], dtype, heads))
+    finally:
+        writer.close()
+
+
+def _kind(theirs: str, value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The type a weight has on disk."""
+    narrow = value.dim() > 1 and theirs != _POSITIONS and (theirs != _PATCHES or dtype == torch.float16)
+    return dtype if narrow else torch.float32
+
+
+def _bytes(theirs: str, value: Tensor, dtype: torch.dtype, heads: Mapping[str, int]) -> Any:
+    """A weight's bytes as they stand in the file. Raises CheckpointError ``non_finite`` where a number does not fit the type."""
+    owner = theirs.split(".")[-2]
+    paired = pair_rows(value, heads[owner]) if owner in heads else value
+    ready = paired.detach().to("cpu", _kind(theirs, value, dtype)).contiguous()
+    if not bool(ready.isfinite().all()):
+        raise CheckpointError(f"{theirs} holds a number too large for {dtype}", code="non_finite", where=theirs, remedy="use bf16 or fp32")
+    return ready.flatten().view(torch.uint8).numpy()
+
+
+def _float32() -> Any:
+    import numpy as np
+
+    return np.dtype(np.float32)  # only tells the gguf package that shapes are in numbers, not bytes
+
+
+def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary embedding's fields, from transformers 5's place for them or the older one."""
+    old = text.get("rope_scaling") or {}
+    given = {"rope_theta": text.get("rope_theta", 10000.0), **old, **(text.get("rope_parameters") or {})}
+    return {**given, "rope_type": given.get("rope_type") or given.get("type") or "default"}
+
+
+def _kv_heads(text: Mapping[str, Any]) -> int:
+    return int(text.get("num_key_value_heads") or text["num_attention_heads"])
+
+
+def _unsupported(what: str, where: str, *, remedy: str = "use the llava-hf checkpoint with transformers or vLLM") -> CheckpointError:
+    return CheckpointError(what, code="unsupported_gguf", where=where, remedy=remedy)
+
+
+def _package() -> Any:
+    try:
+        return importlib.import_module("gguf")
     except ImportError as error:
         raise MissingExtraError(
-            "GGUF files need the package gguf", code="missing_extra", where="gguf", remedy="pip install 'llavakit[gguf]'"
+            "the gguf package is not installed", code="missing_extra", where="gguf", remedy="pip install 'llavakit[gguf]'"
         ) from error
-    return gguf
-
-
-def _write(path: Path, architecture: str, fields: Mapping[str, Any], entries: Iterator[Entry], dtype: GgufDtype) -> None:
-    """One file: keys, the table of tensors, then tensor by tensor, so that one at a time is copied."""
-    library = _library()
-    writer = library.GGUFWriter(path, architecture)
-    writer.add_file_type({"float32": 0, "float16": 1, "bfloat16": 32}[dtype])
-    for name, value in fields.items():
-        _add(writer, name, value)
-    kept = [(entry.name, entry.value, _stored(entry, dtype)) for entry in entries if entry.name is not None]
-    raw = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    for name, value, kind in kept:
-        shape, size = tuple(value.shape), value.numel() * kind.itemsize
-        writer.add_tensor_info(name, shape, _numpy(value.flatten()[:1], kind).dtype, size, library.GGMLQuantizationType[raw[kind]])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for _, value, kind in kept:
-        writer.write_tensor_data(_numpy(value, kind))
-    writer.close()
-
-
-def _stored(entry: Entry, dtype: GgufDtype) -> torch.dtype:
-    """llama.cpp adds vectors in float32 and multiplies matrices in any type."""
-    return torch.float32 if entry.value.dim() < 2 or entry.name in _EXACT else getattr(torch, dtype)  # type: ignore[no-any-return]
-
-
-def _numpy(value: Tensor, kind: torch.dtype) -> Any:
-    """As numpy; bfloat16, which it has not, as its bits."""
-    ready = value.detach().to("cpu", kind).contiguous()
-    return (ready.view(torch.int16) if kind == torch.bfloat16 else ready).numpy()
-
-
-def _add(writer: Any, name: str, value: Any) -> None:
-    """A key by the type of its value: whole numbers are uint32, but for the elements of lists (int32), as llama.cpp reads them."""
-    if isinstance(value, bool):
-        writer.add_bool(name, value)
-    elif isinstance(value, int):
-        writer.add_uint32(name, value)
-    elif isinstance(value, float):
-        writer.add_float32(name, value)
-    elif isinstance(value, str):
-        writer.add_string(name, value)
-    else:
-        writer.add_array(name, value)
