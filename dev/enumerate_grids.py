@@ -48,13 +48,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", type=int, default=1)
     sizes = np.arange(28, 1401, parser.parse_args().step)
-    rules = {name: Tiling(side=SIDE, canvases=tiles_of(RELEASED, SIDE), merge="spatial_unpad", arithmetic=name) for name in ("original", "transformers")}
+    names: tuple[Arithmetic, ...] = ("original", "transformers")
+    rules = {name: Tiling(side=SIDE, canvases=tiles_of(RELEASED, SIDE), merge="spatial_unpad", arithmetic=name) for name in names}
     wrong, differ, seen, asked, unlike = 0, 0, 0, 0, 0
     theirs = _transformers()
     for height in sizes.tolist():
         found = {}
         for name, rule in rules.items():
-            chosen, tokens = counts(sizes, height, name)  # type: ignore[arg-type]
+            chosen, tokens = counts(sizes, height, name)
             canvases = np.array(rule.canvases)[chosen]
             found[name] = tokens
             for width, canvas, expected in zip(sizes.tolist(), canvases.tolist(), tokens.tolist(), strict=True):

@@ -157,7 +157,8 @@ def _theirs(name: str, table: tuple[tuple[str, str], ...]) -> str:
 
 def pair_rows(weight: Tensor, heads: int) -> Tensor:
     """The rows of q or k in llama.cpp's order (see the module)."""
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    paired: Tensor = weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    return paired
 
 
 def _heads(config: ModelConfig) -> dict[str, int]:

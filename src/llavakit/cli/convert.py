@@ -16,18 +16,19 @@ EXAMPLES = """Examples:
   llava convert llava-v1.5-7b my-llava --tower clip-vit-large-patch14-336
   llava convert my-lora my-llava --base vicuna-7b-v1.5 --allow-pickle
   llava convert my-llava for-sglang --to original
+  llava convert my-llava for-llama.cpp --to gguf --dtype float16
   llava convert my-llava stage1 --to projector
   llava convert my-llava difference --to delta --base vicuna-7b-v1.5
 """
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-TARGETS = ("hf", "original", "projector", "delta")
+TARGETS = ("hf", "original", "projector", "delta", "gguf")
 DTYPES = ("stored", "float32", "bfloat16", "float16")
 
 Source = Annotated[Path, Argument(metavar="SRC", show_default=False, help="A checkpoint in any layout; what it is follows from its files.")]
 Folder = Annotated[Path, Argument(metavar="DST", show_default=False, help="The folder to write.")]
 To = Annotated[
     str | None,
-    Option("--to", help="hf, original, projector or delta (default: original from hf, hf from the others).", show_default=False),
+    Option("--to", help="hf, original, projector, delta or gguf (default: original from hf, hf from the others).", show_default=False),
 ]
 Base = Annotated[
     Path | None,
@@ -52,7 +53,7 @@ def convert(
     dtype: Dtype = "stored",
     allow_pickle: options.AllowPickle = False,
 ) -> None:
-    """Convert a checkpoint between llava-hf and the original layouts.
+    """Convert a checkpoint between llava-hf and the original layouts, or for llama.cpp.
 
     Adapters and deltas are merged. What was written is read again and must give the same logits, or nothing is left of it.
     """
@@ -61,6 +62,9 @@ def convert(
             raise ConfigError(f"no {name[2:]} {value!r}", code="bad_value", where=name, remedy=f"use one of {', '.join(known)}")
     limit = _bytes(shard_size)
     options.quiet()
+    if to == "gguf":
+        _gguf(source, folder, base=base, tower=tower, dtype=dtype, allow_pickle=allow_pickle)
+        return
     from llavakit.checkpoint.convert import convert as run
 
     done = run(
@@ -70,6 +74,19 @@ def convert(
     print(f"{folder}: {done.source} -> {done.target}, logits differ by {done.error:.1e} (relative, fp32)")
     if not done.same_ids:
         terminal.err().print("note: the two layouts tokenise the text after a picture in different ways here")
+
+
+def _gguf(source: Path, folder: Path, *, base: Path | None, tower: Path | None, dtype: str, allow_pickle: bool) -> None:
+    """llama.cpp's two files. They are no checkpoint of ours, so there is nothing to read back (docs/gguf.md)."""
+    import torch
+
+    from llavakit.checkpoint import store
+    from llavakit.checkpoint.gguf import write_gguf
+
+    model, processor = store.load(source, dtype="stored", base=base, tower=tower, allow_pickle=allow_pickle)
+    wanted: torch.dtype | None = None if dtype == "stored" else getattr(torch, dtype)
+    for path in write_gguf(model, processor, folder, dtype=wanted):
+        print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def _bytes(size: str) -> int:
