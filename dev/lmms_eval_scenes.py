@@ -32,7 +32,8 @@ from typing import Any
 
 import torch
 
-from llavakit.assistant import Assistant, built_in
+from llavakit.assistant import Assistant
+from llavakit.checkpoint.places import built_in
 from llavakit.types import Conversation, Sampling, assistant
 
 PICTURES = Path(str(resources.files("llavakit"))) / "pictures"

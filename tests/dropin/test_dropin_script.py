@@ -11,8 +11,9 @@ from llava.conversation import conv_templates
 from llava.eval.run_llava import conv_mode, eval_model, load_image, parser, prompt_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model import LlavaLlamaForCausalLM
-from llavakit.assistant import Assistant, built_in
+from llavakit.assistant import Assistant
 from llavakit.checkpoint import store
+from llavakit.checkpoint.places import built_in
 from llavakit.errors import ImageError
 from llavakit.types import Conversation, Sampling
 from twins import picture
