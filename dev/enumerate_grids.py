@@ -65,9 +65,12 @@ def main() -> int:
         differ += int((found["original"] != found["transformers"]).sum())
         for width in sizes[height % 97 :: 97].tolist():
             asked += 1
-            unlike += theirs(width, height) != Tiling(
-                side=SIDE, canvases=tuple((h, w) for w, h in tiles_of(RELEASED, SIDE)), merge="spatial_unpad"
-            ).grid(width, height).tokens
+            unlike += (
+                theirs(width, height)
+                != Tiling(side=SIDE, canvases=tuple((h, w) for w, h in tiles_of(RELEASED, SIDE)), merge="spatial_unpad")
+                .grid(width, height)
+                .tokens
+            )
     print(f"{seen:,} grids, {wrong} unlike the specification; the two arithmetics differ at {differ} sizes")
     print(f"{asked:,} sizes asked of transformers, {unlike} unlike")
     return int(wrong or unlike)
