@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llavakit.checkpoint import dtypes, files, folders, store
+from llavakit.checkpoint import dtypes, files, folders, shards, store
 from llavakit.errors import CheckpointError
 from llavakit.model.llava import Llava
 from llavakit.model.presets import clip, llama
@@ -94,7 +94,7 @@ def test_tied_weights_are_stored_once_and_loaded_as_one(tokenizer: Any, tmp_path
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from llavakit.checkpoint import store
+from llavakit.checkpoint import shards, store
 def peak():
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
@@ -188,7 +188,7 @@ def full_disk(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("room", "name"), [(store, "save_file"), (Processor, "save"), (folders, "_sync_tree"), (folders, "_put"), (store, "_write_json")]
+    ("room", "name"), [(shards, "save_file"), (Processor, "save"), (folders, "_sync_tree"), (folders, "_put"), (store, "write_json")]
 )
 @pytest.mark.parametrize("failure", [stop, full_disk])
 def test_a_failure_at_any_step_leaves_the_old_one_untouched(
@@ -208,7 +208,7 @@ def test_a_failure_at_any_step_leaves_the_old_one_untouched(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from llavakit.checkpoint import folders, store
+from llavakit.checkpoint import folders, shards, store
 model, processor = store.load(Path(sys.argv[1]), dtype="stored")
 for parameter in model.parameters():
     parameter.data += 1

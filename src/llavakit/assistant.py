@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from llavakit.checkpoint import places, store
+from llavakit.checkpoint.spread import DeviceMap, spread
 from llavakit.model.cpu import accelerate_cpu
 from llavakit.model.generation import Past, check_context, generate, stream
 from llavakit.model.llava import Llava
@@ -56,14 +57,17 @@ class Assistant:
         base: str | Path | None = None,
         tower: str | Path | None = None,
         template: Template | None = None,
+        device_map: DeviceMap | None = None,
     ) -> Assistant:
         """From a checkpoint folder, the name of a built-in model or a Hub id (``places.find``); without a path, the built-in miniature.
 
         dtype: "auto" takes the stored one, or one the processor is fast in (``store.choose_dtype``). device: CUDA if there is one.
         draft: see ``Processor``. quantization, base, tower: see ``store.load``; the last two may be names like ``path``.
-        template: another prompt format than the checkpoint's. On a CPU the fast paths of ``model/cpu.py`` are switched on.
-        Raises CheckpointError.
+        template: another prompt format than the checkpoint's. device_map: several devices (``checkpoint.spread``), in place of ``device``.
+        On a CPU the fast paths of ``model/cpu.py`` are switched on. Raises CheckpointError.
         """
+        if device_map is not None:
+            device = "cpu"  # where it is read; what follows moves it
         device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
         folder = places.find(path, revision=revision, allow_pickle=allow_pickle)
         below, seen = (None if name is None else places.find(name, allow_pickle=allow_pickle) for name in (base, tower))
@@ -72,7 +76,9 @@ class Assistant:
         )
         processor = processor if template is None else processor.using(template)
         processor.draft = draft
-        if device.type == "cpu":
+        if device_map is not None:
+            spread(model, device_map)
+        elif device.type == "cpu":
             accelerate_cpu(model, packed=(model.vision_tower, model.multi_modal_projector))
         return Assistant(model, processor, commit=places.commit_of(folder))
 
