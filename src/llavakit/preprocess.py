@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ Aspect = Literal["square", "pad", "squash"]
 
 _TILED = "LlavaNextImageProcessor"
 _BICUBIC = PIL.Image.Resampling.BICUBIC
+_LARGE = 1 << 19  # pixels from which a second thread pays
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -59,12 +61,22 @@ class Preprocess:
         ``true_size``: the picture's own size where ``image`` is a smaller draft of it, so that it is laid where the whole would be.
         """
         assert image.mode == "RGB", f"open_image gives RGB, this is {image.mode}"
-        pictures = [np.asarray(self.square(image)), *(self._tiles(image, canvas, true_size or image.size) if canvas else ())]
+        pictures = self._pictures(image, canvas, true_size or image.size)
         views = np.empty((len(pictures), 3, self.size, self.size), dtype=np.float32)
         for view, picture in zip(views, pictures, strict=True):
             for plane, channel, levels in zip(view, picture.transpose(2, 0, 1), self._levels(), strict=True):
                 np.take(levels, channel, out=plane, mode="clip")  # every index is a byte; "clip" spares a copy
         return views
+
+    def _pictures(self, image: PIL.Image.Image, canvas: Size | None, true_size: Size) -> list[Bytes]:
+        """Base view and tiles, (size, size, 3) bytes each. Of large pictures the two resizings go side by side; PIL lets go of the lock."""
+        if canvas is None:
+            return [np.asarray(self.square(image))]
+        if image.width * image.height < _LARGE:
+            return [np.asarray(self.square(image)), *self._tiles(image, canvas, true_size)]
+        with ThreadPoolExecutor(1) as beside:
+            tiles = beside.submit(lambda: list(self._tiles(image, canvas, true_size)))
+            return [np.asarray(self.square(image)), *tiles.result()]
 
     def least(self, size: Size, canvas: Size | None = None) -> Size:
         """The size to which a picture of ``size`` may be drafted: no view of it is scaled up that would be scaled down from the whole."""
