@@ -165,6 +165,18 @@ def test_a_chat_template_that_does_not_work_is_refused(chat: str, tmp_path: Path
     assert Processor.load(folder, template=TEMPLATES["llava_v1"]).template == TEMPLATES["llava_v1"]
 
 
+def test_a_named_format_stands_for_a_chat_template_that_does_not_work(tiny_model_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from llavakit.assistant import Assistant
+
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content[1].text }}")
+    with pytest.raises(CheckpointError):
+        Assistant.load(folder, device="cpu")
+    assert Assistant.load(folder, device="cpu", template=TEMPLATES["llava_v1"]).processor.template.name == "llava_v1"
+
+
 FOREIGN = (  # another family's: brackets, a blank before the end, the begin token spelled out
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content[0].text + eos_token + '\n' }}{% else %}"
     "<<{{ m.role }}>>{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}<</>>{% endif %}{% endfor %}"

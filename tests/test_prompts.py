@@ -52,6 +52,7 @@ def test_the_vicuna_formats(name: str, opening: str) -> None:
 def test_the_mistral_format() -> None:
     first = user(PICTURE, "\nQ1")
     assert text("mistral_instruct", first) == "[INST] <image>\nQ1 [/INST]"
+    assert text("mistral_instruct", system("S"), first) == "[INST] <<SYS>>\nS\n<</SYS>>\n\n<image>\nQ1 [/INST]"
     assert text("mistral_instruct", first, assistant("A1"), user("Q2")) == "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]"
 
 

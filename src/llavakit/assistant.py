@@ -72,9 +72,15 @@ class Assistant:
         folder = places.find(path, revision=revision, allow_pickle=allow_pickle)
         below, seen = (None if name is None else places.find(name, allow_pickle=allow_pickle) for name in (base, tower))
         model, processor = store.load(
-            folder, dtype=dtype, device=device, allow_pickle=allow_pickle, quantization=quantization, base=below, tower=seen
+            folder,
+            dtype=dtype,
+            device=device,
+            allow_pickle=allow_pickle,
+            quantization=quantization,
+            base=below,
+            tower=seen,
+            template=template,
         )
-        processor = processor if template is None else processor.using(template)
         processor.draft = draft
         if device_map is not None:
             spread(model, device_map)

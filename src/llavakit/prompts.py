@@ -195,7 +195,10 @@ _VISION = (
     "and assist the user with a variety of tasks using natural language."
 )
 _MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
-_BRACKETS = Template(name="mistral_instruct", user_start="[INST] ", user_end=" [/INST]", reply_start="", reply_end=" ")
+_BRACKETS = Template(
+    name="mistral_instruct", system_start="<<SYS>>\n", system_end="\n<</SYS>>\n\n", system_inside=True, user_start="[INST] ",
+    user_end=" [/INST]", reply_start="", reply_end=" ",
+)  # fmt: skip
 _CHATML = Template(
     name="chatml_direct", system="Answer the questions.", system_start="<|im_start|>system\n", system_end="<|im_end|>",
     user_start="<|im_start|>user\n", user_end="<|im_end|>", reply_start="<|im_start|>assistant\n", reply_space="", end="<|im_end|>",
@@ -214,15 +217,7 @@ TEMPLATES: Mapping[str, Template] = {
         _BRACKETS,
         _CHATML,
         replace(_CHATML, name="mpt", system=_MPT),
-        replace(
-            _BRACKETS,
-            name="llava_llama_2",
-            system=_VISION,
-            system_start="<<SYS>>\n",
-            system_end="\n<</SYS>>\n\n",
-            system_inside=True,
-            glue="<s>",
-        ),
+        replace(_BRACKETS, name="llava_llama_2", system=_VISION, glue="<s>"),
         _HUMAN,
         Template(name="llava_hf", user_end="", glue=" ", images="first", closing="last"),
         PlainTemplate(name="plain", end="\n"),

@@ -28,6 +28,7 @@ from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig
 from llavakit.model.quantize import Quantization
 from llavakit.processor import Processor
+from llavakit.prompts import Template
 
 __all__ = ["MAX_SHARD_BYTES", "choose_dtype", "cpu_has_bf16", "load", "load_processor", "outline", "save"]
 
@@ -42,6 +43,7 @@ def load(
     base: Path | None = None,
     tower: Path | None = None,
     merge: bool = True,
+    template: Template | None = None,
 ) -> tuple[Llava, Processor]:
     """The model (in eval mode) and the processor of a checkpoint in any layout, or of the newest checkpoint of a training run's folder.
 
@@ -50,10 +52,11 @@ def load(
     quantization: pack the language model's layers to 8 or 4 bits while they are read (``model/quantize.py``).
     base: what an adapter, a delta or a projector belongs to. tower: the CLIP, where the original layout keeps it elsewhere.
     merge: False leaves an adapter's matrices out and takes only what was trained beside them.
+    template: another prompt format than the files', which then need not be one we can use.
     Raises CheckpointError; for missing, unexpected and misshapen weights with all their names, before memory is taken.
     """
     layout = describe(folder, allow_pickle=allow_pickle)
-    config, processor, found = _parts(layout, base=base, tower=tower, merge=merge)
+    config, processor, found = _parts(layout, base=base, tower=tower, merge=merge, template=template)
     check_pair(config, processor, where=str(layout.folder))
     model = weights.build(config)
     plan = weights.match(found, model, where=str(layout.folder))
@@ -80,16 +83,17 @@ def load_processor(folder: Path, *, base: Path | None = None, tower: Path | None
 
 
 def _parts(
-    layout: Layout, *, base: Path | None, tower: Path | None, merge: bool
+    layout: Layout, *, base: Path | None, tower: Path | None, merge: bool, template: Template | None = None
 ) -> tuple[ModelConfig, Processor, Mapping[str, files.Stored]]:
     """Config, processor and stored weights. A complete checkpoint needs no other folder, and is not given one by mistake."""
     if layout.kind not in ("hf", "other"):
-        return original.read(layout, base=base, tower=tower, merge=merge)
+        config, processor, found = original.read(layout, base=base, tower=tower, merge=merge)
+        return config, processor if template is None else processor.using(template), found
     config = ModelConfig.from_hf(layout.config)
     for name, given in (("base", base), ("tower", tower)):
         if given is not None:
             raise original.not_needed(name, layout)
-    return config, Processor.load(layout.folder), layout.tensors
+    return config, Processor.load(layout.folder, template=template), layout.tensors
 
 
 def check_pair(config: ModelConfig, processor: Processor, *, where: str) -> None:
