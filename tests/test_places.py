@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 
 from llavakit.checkpoint import places
 from llavakit.errors import CheckpointError
+from llavakit.model.presets import ModelConfig
+from llavakit.tiling import HD, RELEASED
 
 Fetch = Callable[..., str]
 
@@ -46,6 +49,13 @@ def test_what_exists_here_wins(hub: Any, tmp_path: Path) -> None:
 
 def test_no_name_and_tiny_are_the_built_in_model(hub: Any) -> None:
     assert places.find(None) == places.find("tiny") == places.built_in()
+
+
+def test_every_built_in_model_is_there_and_sees_what_it_should(hub: Any) -> None:
+    canvases = {
+        name: len(ModelConfig.from_hf(json.loads((places.find(name) / "config.json").read_text())).canvases) for name in places.BUILT_IN
+    }
+    assert canvases == {"tiny": 0, "tiny-next": len(RELEASED), "tiny-hd": len(HD)}
 
 
 @pytest.mark.parametrize("name", ["./owner/name", "/owner/name", "a/b/c", "nothing", "../x", "owner/", "models/x"])

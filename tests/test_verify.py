@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llavakit.checkpoint import store, verify
+from llavakit.checkpoint import places, store, verify
 from llavakit.errors import CheckpointError
 from llavakit.model.llava import Llava
 from llavakit.processor import Processor
@@ -74,3 +74,11 @@ def test_what_transformers_cannot_represent_is_said(tokenizer: Any, tmp_path: Pa
     with pytest.raises(CheckpointError) as caught:
         verify.verify(tmp_path / "v1")
     assert caught.value.code == "not_comparable"
+    with pytest.raises(CheckpointError) as caught:
+        verify.verify(places.built_in("tiny-hd"))  # transformers pads no base view
+    assert caught.value.code == "not_comparable"
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-next"])
+def test_the_built_in_models_are_the_same_in_transformers(name: str) -> None:
+    assert all(stage.same for stage in verify.verify(places.built_in(name)))

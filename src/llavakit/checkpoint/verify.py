@@ -54,9 +54,11 @@ class Stage:
 def verify(folder: Path, image: Image | None = None, question: str = QUESTION, *, allow_pickle: bool = False) -> list[Stage]:
     """All stages in order, in fp32 on the CPU. Raises CheckpointError ``not_comparable`` for what transformers cannot represent."""
     layout = describe(folder, allow_pickle=allow_pickle)
-    config, _ = store.outline(folder, allow_pickle=allow_pickle)
-    if config.projector != "mlp2x_gelu" or config.merge != ("spatial_unpad" if config.canvases else "flat"):
-        what = f"transformers has no LLaVA with a {config.projector} projector, {len(config.canvases)} canvases and merge {config.merge}"
+    config, reader = store.outline(folder, allow_pickle=allow_pickle)
+    tiled, base = bool(config.canvases), reader.preprocess.aspect
+    if config.projector != "mlp2x_gelu" or config.merge != ("spatial_unpad" if tiled else "flat") or (tiled and base != "squash"):
+        tiles = f"{len(config.canvases)} canvases, merge {config.merge} and a base made by '{base}'"
+        what = f"transformers has no LLaVA with a {config.projector} projector, {tiles}"
         raise CheckpointError(what, code="not_comparable", where=str(folder), remedy="there is nothing to compare it with")
     model, processor = store.load(folder, dtype="fp32", allow_pickle=allow_pickle)
     asked = Conversation.ask(question, image or _picture())
