@@ -31,10 +31,11 @@ step "4 all questions again"
 draw mixed --count 24000 --seed 4000000 --small-print 0.6 --turns 5 --described 0.2
 tune next-mixed mixed 0.05 start="$out/next-print" aspect=anyres tiles=$released lr=2.5e-3 steps=900
 draw whole --count 20000 --seed 6000000 --small-print 0.45 --turns 8 --described 0.3
-tune next whole 0.05 start="$out/next-mixed" aspect=anyres tiles=$released lr=2e-3 steps=700
+tune next-whole whole 0.05 start="$out/next-mixed" aspect=anyres tiles=$released lr=2e-3 steps=700
+tune next scenes null start="$out/next-whole" aspect=anyres tiles=$released lr=2e-3 steps=420
 
 step "5 tiny-hd: a padded base and up to six tiles"
-tune hd whole 0.05 start="$out/next" aspect=anyres tiles=hd base=pad lr=1.5e-3 steps=200
+tune hd whole 0.05 start="$out/next-whole" aspect=anyres tiles=hd base=pad lr=1.5e-3 steps=200
 
 step "6 scores"
 llava scenes score --model "$out/next"
