@@ -57,7 +57,7 @@ def test_a_draft_is_never_smaller_than_what_the_views_show(width: int, height: i
 def test_small_pictures_and_other_formats_are_decoded_whole() -> None:
     for picture in (encoded(smooth(100, 70), "JPEG"), encoded(smooth(1500, 1000), "PNG"), encoded(smooth(1500, 1000), "WEBP")):
         image = Image(picture)
-        assert open_image(image, least=(56, 56)).size == image_size(image) or picture[:2] == b"\xff\xd8"
+        assert open_image(image, least=(56, 56)).size == image_size(image)
     small = Image(encoded(smooth(100, 70), "JPEG"))
     assert np.array_equal(np.asarray(open_image(small, least=(56, 56))), np.asarray(open_image(small)))
 

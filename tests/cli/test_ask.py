@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 PHOTO, QUESTION = "photo.png", "What is this?"  # the picture lies in every test's folder
 Llava = Callable[..., Any]
@@ -34,6 +35,15 @@ def test_greedy_replies_repeat_and_json_says_the_same(asked: Llava) -> None:
     plain, record = asked(PHOTO, PHOTO, QUESTION), json.loads(asked("--json", PHOTO, PHOTO, QUESTION).out)
     assert record["reply"] == plain.out.removesuffix("\n")
     assert (record["question"], record["images"]) == (QUESTION, [PHOTO, PHOTO])
+
+
+def test_a_draft_is_never_decoded_whole_not_even_to_check_it(asked: Llava, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (1600, 1200), "red").save(folder / "large.jpg")
+    decoded, load = [], ImageFile.load
+    monkeypatch.setattr(ImageFile, "load", lambda self: decoded.append(self.size) or load(self))
+    assert asked("--draft", "large.jpg", QUESTION).code == 0
+    assert decoded
+    assert max(decoded) < (800, 600)
 
 
 def test_stdin_is_a_picture_or_a_question(asked: Llava, folder: Path) -> None:

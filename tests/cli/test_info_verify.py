@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from llavakit.checkpoint import store
+from originals import make, write, write_tower
+
 Llava = Callable[..., Any]
 NAMES = ["pixels", "token ids", "features", "logits", "greedy reply"]
 
@@ -53,3 +56,14 @@ def test_info_knows_the_published_systems(llava: Llava) -> None:
     assert "= 2144 tokens" in done.out
     assert "34,752,083,968" in done.out
     llava("info", "tiny", "--size", "10").failed(2, "--size", "1000x667")
+
+
+def test_an_original_checkpoint_is_told_where_its_tower_is(llava: Llava, tmp_path: Path) -> None:
+    made = make()
+    folder, tower = write(tmp_path / "fine-tuned", made.fields, made.weights(tower=False)), write_tower(tmp_path / "clip", made)
+    for command in ("info", "verify"):
+        llava(command, folder).failed(1, "--tower")
+    done = llava("verify", folder, "--tower", tower)
+    assert (done.code, done.out.count("same")) == (0, 5)
+    model, _ = store.load(folder, tower=tower)
+    assert f"{sum(value.numel() for value in model.parameters()):,}" in llava("info", folder, "--tower", tower).out

@@ -55,7 +55,7 @@ def built_in(name: str = "tiny") -> Path:
             "the built-in model is not part of this installation",
             code="no_built_in_model",
             where=str(folder),
-            remedy=f"name a checkpoint folder, or train it with runs/{name}.sh",
+            remedy=f"name a checkpoint folder, or train it with runs/{'tiny' if name == 'tiny' else 'tiny-next'}.sh",
         )
     return folder
 

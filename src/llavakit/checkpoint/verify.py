@@ -51,16 +51,27 @@ class Stage:
         return self.difference <= self.allowed
 
 
-def verify(folder: Path, image: Image | None = None, question: str = QUESTION, *, allow_pickle: bool = False) -> list[Stage]:
-    """All stages in order, in fp32 on the CPU. Raises CheckpointError ``not_comparable`` for what transformers cannot represent."""
+def verify(
+    folder: Path,
+    image: Image | None = None,
+    question: str = QUESTION,
+    *,
+    allow_pickle: bool = False,
+    base: Path | None = None,
+    tower: Path | None = None,
+) -> list[Stage]:
+    """All stages in order, in fp32 on the CPU; base and tower as for ``store.load``.
+
+    Raises CheckpointError ``not_comparable`` for what transformers cannot represent.
+    """
     layout = describe(folder, allow_pickle=allow_pickle)
-    config, reader = store.outline(folder, allow_pickle=allow_pickle)
-    tiled, base = bool(config.canvases), reader.preprocess.aspect
-    if config.projector != "mlp2x_gelu" or config.merge != ("spatial_unpad" if tiled else "flat") or (tiled and base != "squash"):
-        tiles = f"{len(config.canvases)} canvases, merge {config.merge} and a base made by '{base}'"
+    config, reader = store.outline(folder, allow_pickle=allow_pickle, base=base, tower=tower)
+    tiled, view = bool(config.canvases), reader.preprocess.aspect
+    if config.projector != "mlp2x_gelu" or config.merge != ("spatial_unpad" if tiled else "flat") or (tiled and view != "squash"):
+        tiles = f"{len(config.canvases)} canvases, merge {config.merge} and a base made by '{view}'"
         what = f"transformers has no LLaVA with a {config.projector} projector, {tiles}"
         raise CheckpointError(what, code="not_comparable", where=str(folder), remedy="there is nothing to compare it with")
-    model, processor = store.load(folder, dtype="fp32", allow_pickle=allow_pickle)
+    model, processor = store.load(folder, dtype="fp32", allow_pickle=allow_pickle, base=base, tower=tower)
     asked = Conversation.ask(question, image or _picture())
     if layout.kind == "hf":
         return list(_stages(layout.folder, model, processor, asked))

@@ -43,52 +43,30 @@ class Asked:
         return Conversation.ask(self.question, *self.images)
 
 
+@options.spread
 def ask(
     words: Words,
     question: Annotated[
         str | None, Option("--question", "-q", metavar="TEXT", help="The question; then every word is a picture.", show_default=False)
     ] = None,
-    model: options.Model = None,
-    as_json: options.Json = False,
-    max_tokens: options.MaxTokens = 512,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
     beams: options.Beams = 1,
-    stop: options.Stop = None,
-    seed: options.Seed = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    allow_pickle: options.AllowPickle = False,
-    quantize: options.Quantize = None,
-    revision: options.Revision = None,
-    draft: options.Draft = False,
-    base: options.Base = None,
-    tower: options.Tower = None,
-    template: options.PromptFormat = None,
+    as_json: options.Json = False,
+    *,
+    drawing: options.Drawing,
+    loading: options.Loading,
 ) -> None:
     """Ask a question about pictures."""
-    sampling = options.sampling(temperature, top_p, beams, max_tokens, stop, seed)
+    sampling = drawing.sampling(beams)
     asked = understand(words, question)
-    check_pictures(asked.images)
-    assistant = options.load_assistant(
-        model,
-        dtype=dtype,
-        device=device,
-        allow_pickle=allow_pickle,
-        revision=revision,
-        draft=draft,
-        quantize=quantize,
-        base=base,
-        tower=tower,
-        template=template,
-    )
+    check_pictures(asked.images, draft=loading.draft)
+    assistant = loading.assistant()
     started = time.perf_counter()
     pieces = assistant.reply(asked.conversation, sampling)
     if not as_json:
         stream(pieces)
         return
     reply = "".join(pieces)
-    record = {"question": asked.question, "images": list(asked.names), "reply": reply, "model": str(model or "built-in")}
+    record = {"question": asked.question, "images": list(asked.names), "reply": reply, "model": str(loading.model or "built-in")}
     if assistant.commit:
         record["commit"] = assistant.commit
     print(json.dumps(record | {"seconds": round(time.perf_counter() - started, 3)}, ensure_ascii=False))
@@ -118,14 +96,14 @@ def image(name: str) -> Image:
     return Image(Path(name))
 
 
-def check_pictures(images: tuple[Image, ...]) -> None:
+def check_pictures(images: tuple[Image, ...], *, draft: bool) -> None:
     """Every picture is opened before the seconds that loading a model takes: a bad one is refused at once."""
     from llavakit.images import open_image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the processor opens them again and says what there is to say, once
         for picture in images:
-            open_image(picture)
+            open_image(picture, least=(1, 1) if draft else None)  # as coarse as it may be: the file is read to its end all the same
 
 
 def stream(pieces: Iterator[str]) -> str:

@@ -62,7 +62,7 @@ class Room:
 
     def _add(self, name: str) -> None:
         picture = image(name)
-        check_pictures((picture,))
+        check_pictures((picture,), draft=self.assistant.processor.draft)
         self.waiting.append(picture)
         _say(f"{border.one_line(name)}: will go with the next question")
 
@@ -75,40 +75,18 @@ class Room:
         self.waiting = []
 
 
+@options.spread
 def chat(
     images: Annotated[list[str] | None, Argument(metavar="IMAGE", show_default=False, help="Pictures for the first question.")] = None,
-    model: options.Model = None,
-    max_tokens: options.MaxTokens = 512,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    stop: options.Stop = None,
-    seed: options.Seed = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    allow_pickle: options.AllowPickle = False,
-    quantize: options.Quantize = None,
-    revision: options.Revision = None,
-    draft: options.Draft = False,
-    base: options.Base = None,
-    tower: options.Tower = None,
-    template: options.PromptFormat = None,
+    *,
+    drawing: options.Drawing,
+    loading: options.Loading,
 ) -> None:
     """Talk about pictures, turn by turn."""
-    sampling = options.sampling(temperature, top_p, 1, max_tokens, stop, seed)
+    sampling = drawing.sampling()
     waiting = [image(name) for name in images or ()]
-    check_pictures(tuple(waiting))
-    assistant = options.load_assistant(
-        model,
-        dtype=dtype,
-        device=device,
-        allow_pickle=allow_pickle,
-        revision=revision,
-        draft=draft,
-        quantize=quantize,
-        base=base,
-        tower=tower,
-        template=template,
-    )
+    check_pictures(tuple(waiting), draft=loading.draft)
+    assistant = loading.assistant()
     room = Room(assistant=assistant, sampling=sampling, session=assistant.session(), waiting=waiting)
     if _interactive():
         _say(f"{'Ask about the picture.' if waiting else '/image FILE adds a picture.'} /help lists the commands.")

@@ -28,19 +28,17 @@ class Row:
     answer: str
 
 
+@options.spread
 def demo(
-    model: options.Model = None,
     count: Annotated[int | None, Option("--count", "-n", min=1, help="Only so many questions.")] = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    quantize: options.Quantize = None,
-    revision: options.Revision = None,
+    *,
+    loading: options.Loading,
 ) -> None:
     """Ask the built-in model about shipped pictures."""
     from llavakit.eval.scenes import normal
     from llavakit.types import Conversation, Sampling
 
-    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=False, revision=revision, quantize=quantize)
+    assistant = loading.assistant()
     rows, right, seconds, shown = shipped_questions()[:count], 0, 0.0, ""
     for row in rows:
         if row.image != shown:

@@ -34,13 +34,16 @@ def info(
     card: Annotated[float | None, Option("--card", metavar="GIB", help="How many conversations fit on a card of so much memory.")] = None,
     tree: Annotated[bool, Option("--tree", help="Print the module tree.")] = False,
     revision: options.Revision = None,
+    allow_pickle: options.AllowPickle = False,
+    base: options.Base = None,
+    tower: options.Tower = None,
     as_json: options.Json = False,
 ) -> None:
     """Say what a model is made of, what a picture costs, and what memory it needs."""
     options.quiet()
     from llavakit.model import sizes
 
-    name, config, template = _config(model, revision)
+    name, config, template = _config(model, revision, allow_pickle, base, tower)
     shown = _size(image, size)
     made = sizes.empty(config)
     found = sizes.sizes(made)
@@ -76,15 +79,17 @@ def info(
             print(f"{'  ' * depth}{line}  {count:,}")
 
 
-def _config(model: str | None, revision: str | None) -> tuple[str, ModelConfig, str]:
+def _config(
+    model: str | None, revision: str | None, allow_pickle: bool, base: Path | None, tower: Path | None
+) -> tuple[str, ModelConfig, str]:
     """Name, shape and prompt format. A published system's name counts where there is no such folder."""
     from llavakit.checkpoint import places, store
     from llavakit.model.released import SYSTEMS
 
     if model is not None and model in SYSTEMS and not Path(model).exists():
         return model, SYSTEMS[model].config, SYSTEMS[model].template
-    folder = places.find(model, revision=revision)
-    config, processor = store.outline(folder)
+    folder = places.find(model, revision=revision, allow_pickle=allow_pickle)
+    config, processor = store.outline(folder, base=base, tower=tower, allow_pickle=allow_pickle)
     return str(model or "tiny (built in)"), config, processor.template.name
 
 

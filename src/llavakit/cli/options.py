@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from typer import Option
 
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
 
     from llavakit.assistant import Assistant
     from llavakit.prompts import Template
+
+
+T = TypeVar("T")
 
 
 class Bits(StrEnum):
@@ -52,45 +59,87 @@ Seed = Annotated[int | None, Option("--seed", help="Makes drawn replies repeatab
 Json = Annotated[bool, Option("--json", help="Print one JSON object.")]
 
 
-def sampling(temperature: float, top_p: float, beams: int, max_tokens: int, stop: list[str] | None, seed: int | None) -> Sampling:
-    """The options as one value; a value out of range is a usage error that names the parameter."""
-    return Sampling(temperature=temperature, top_p=top_p, num_beams=beams, max_new_tokens=max_tokens, stop=tuple(stop or ()), seed=seed)
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How replies are made: ``Sampling`` as options."""
+
+    max_tokens: MaxTokens = 512
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
+    stop: Stop = None
+    seed: Seed = None
+
+    def sampling(self, beams: int = 1) -> Sampling:
+        """The options as one value; a value out of range is a usage error that names the parameter."""
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            num_beams=beams,
+            max_new_tokens=self.max_tokens,
+            stop=tuple(self.stop or ()),
+            seed=self.seed,
+        )
 
 
-def load_assistant(
-    model: str | None,
-    *,
-    dtype: str,
-    device: str | None,
-    allow_pickle: bool,
-    revision: str | None = None,
-    draft: bool = False,
-    quantize: Bits | None = None,
-    base: Path | None = None,
-    tower: Path | None = None,
-    template: str | None = None,
-) -> Assistant:
-    """The model as a responder; the libraries below are told to be quiet first."""
-    if dtype not in DTYPES:
-        raise ConfigError(f"no arithmetic {dtype!r}", code="bad_value", where="--dtype", remedy=f"use one of {', '.join(DTYPES)}")
-    quiet()
-    import torch
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Which model, and how it is read: ``Assistant.load`` as options."""
 
-    from llavakit.assistant import Assistant
+    model: Model = None
+    revision: Revision = None
+    base: Base = None
+    tower: Tower = None
+    template: PromptFormat = None
+    dtype: Dtype = "auto"
+    device: Device = None
+    quantize: Quantize = None
+    draft: Draft = False
+    allow_pickle: AllowPickle = False
 
-    arithmetic: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return Assistant.load(
-        model,
-        dtype=arithmetic.get(dtype, "auto"),
-        device=_device(device),
-        allow_pickle=allow_pickle,
-        revision=revision,
-        draft=draft,
-        quantization=quantize.value if quantize else None,
-        base=base,
-        tower=tower,
-        template=None if template is None else prompt_format(template),
-    )
+    def assistant(self) -> Assistant:
+        """The model as a responder; the libraries below are told to be quiet first."""
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"no arithmetic {self.dtype!r}", code="bad_value", where="--dtype", remedy=f"use one of {', '.join(DTYPES)}")
+        quiet()
+        import torch
+
+        from llavakit.assistant import Assistant
+
+        arithmetic: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        return Assistant.load(
+            self.model,
+            dtype=arithmetic.get(self.dtype, "auto"),
+            device=_device(self.device),
+            allow_pickle=self.allow_pickle,
+            revision=self.revision,
+            draft=self.draft,
+            quantization=self.quantize.value if self.quantize else None,
+            base=self.base,
+            tower=self.tower,
+            template=None if self.template is None else prompt_format(self.template),
+        )
+
+
+def spread(command: Callable[..., T]) -> Callable[..., T]:
+    """A command that takes ``Loading`` or ``Drawing`` as a parameter: typer sees the fields as options, the command gets the value."""
+    values: dict[str, tuple[type, tuple[str, ...]]] = {}
+    seen: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        kind = parameter.annotation
+        if kind is Loading or kind is Drawing:
+            inner = inspect.signature(kind, eval_str=True).parameters
+            values[parameter.name] = kind, tuple(inner)
+            seen += inner.values()
+        else:
+            seen.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def run(**words: Any) -> T:
+        made = {name: kind(**{field: words.pop(field) for field in inner}) for name, (kind, inner) in values.items()}
+        return command(**words, **made)
+
+    run.__signature__ = inspect.Signature(seen)  # type: ignore[attr-defined]
+    return run
 
 
 def prompt_format(name: str) -> Template:

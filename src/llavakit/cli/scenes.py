@@ -96,22 +96,19 @@ def export(
 
 
 @app.command(epilog=SCORE_EXAMPLES)
+@options.spread
 def score(
-    model: options.Model = None,
     per_type: Annotated[int, Option("--per-type", min=1, help="Questions of each type.")] = 200,
     seed: Annotated[int, Option("--seed", min=0, help="Where in the test split to begin.")] = 0,
     as_json: options.Json = False,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    allow_pickle: options.AllowPickle = False,
-    quantize: options.Quantize = None,
-    revision: options.Revision = None,
+    *,
+    loading: options.Loading,
 ) -> None:
     """Ask held-out questions about held-out scenes, with the picture and with a blank one."""
     from llavakit.eval import scenes as judge
     from llavakit.types import Sampling
 
-    assistant = options.load_assistant(model, dtype=dtype, device=device, allow_pickle=allow_pickle, revision=revision, quantize=quantize)
+    assistant = loading.assistant()
     short = Sampling(max_new_tokens=64)
     asked = judge.held_out(per_type, seed=seed)
     with progress("asking", 2 * len(asked)) as tell:

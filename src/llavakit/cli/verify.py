@@ -24,6 +24,8 @@ def verify(
     question: Annotated[str, Option("--question", "-q", metavar="TEXT", help="The question.")] = "What is in the picture?",
     allow_pickle: options.AllowPickle = False,
     revision: options.Revision = None,
+    base: options.Base = None,
+    tower: options.Tower = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare pixels, token ids, features, logits and greedy tokens with transformers; exit code 1 when a stage differs."""
@@ -33,7 +35,7 @@ def verify(
     from llavakit.types import Image
 
     folder = places.find(model, revision=revision, allow_pickle=allow_pickle)
-    stages = room.verify(folder, Image(image) if image else None, question, allow_pickle=allow_pickle)
+    stages = room.verify(folder, Image(image) if image else None, question, allow_pickle=allow_pickle, base=base, tower=tower)
     first = next((stage.name for stage in stages if not stage.same), None)
     if as_json:
         rows = [{"stage": s.name, "same": s.same, "difference": s.difference if math.isfinite(s.difference) else None} for s in stages]
