@@ -245,10 +245,9 @@ def report(shape: Shape, found: dict[str, list[dict[str, Any]]]) -> None:
             if times.get(ours) and times.get(other):
                 ratio, target = faster(times[other], times[ours]), TARGETS.get((ours, other))
                 peaks = max(one["peak"] for one in found[ours]) / max(one["peak"] for one in found[other])
-                word = "" if target is None else f"  target {target:g} {'met' if ratio.median >= target else 'MISSED'}"
-                print(
-                    f"{ours} against {other}: {ratio.median:.2f} [{ratio.least:.2f}-{ratio.most:.2f}] times faster, {peaks:.2f} of its peak{word}"
-                )
+                goal = "" if target is None else f"  target {target:g} {'met' if ratio.median >= target else 'MISSED'}"
+                spread = f"{ratio.median:.2f} [{ratio.least:.2f}-{ratio.most:.2f}]"
+                print(f"{ours} against {other}: {spread} times faster, {peaks:.2f} of its peak{goal}")
                 apart = abs(found[ours][0]["loss"] / found[other][0]["loss"] - 1)
                 assert apart < 2e-3, f"the losses of the first step differ by {apart:.1%}"
 

@@ -286,7 +286,7 @@ class TrainConfig:
     batch_size: int = 16
     "Samples in one forward pass."
     accumulation: int = 8
-    "Forward passes in one optimizer step."
+    "Forward passes in one optimizer step, on all devices together: the global batch is batch_size x accumulation anywhere."
     epochs: int = 1
     "Times through the samples."
     steps: int | None = None
@@ -309,6 +309,10 @@ class TrainConfig:
     "How frozen weights are held: as stored, or halved to bf16 (only when the forward pass is bf16)."
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     "Where to compute; auto takes cuda, then mps, then cpu."
+    shard: Literal["none", "full"] = "none"
+    "Under torchrun: each rank holds the model (DDP), or a part of every layer, gradient and moment (FSDP2)."
+    timeout: int = 1800
+    "Under torchrun: seconds without a step after which a rank writes its stacks to stacks-RANK.txt and ends."
     gradient_checkpointing: bool = False
     "Compute the decoder's activations twice and keep fewer of them: about a third slower, far less memory."
     seed: int = 0
@@ -341,7 +345,8 @@ class TrainConfig:
     "Stop after so many steps in a row whose loss or gradient is not a number; such steps change nothing."
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "accumulation": 1, "epochs": 1, "max_length": 1, "save_every": 1, "log_every": 1, "non_finite_limit": 1}
+        counts = ("batch_size", "accumulation", "epochs", "max_length", "save_every", "log_every", "non_finite_limit", "timeout")
+        least = dict.fromkeys(counts, 1)
         least |= {"lr": 0, "weight_decay": 0, "clip": 0, "seed": 0, "workers": 0, "cache_mb": 0, "group": 0, "keep": 0}
         for name, low in least.items():
             _in_range(name, getattr(self, name), low, math.inf)

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 IGNORED = -100  # a label that carries no loss
 
 
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """What a forward pass gives. Sums, not means: the caller divides by the learned tokens of all ranks and micro-batches."""
+class Output(NamedTuple):
+    """What a forward pass gives; a tuple, because FSDP looks for tensors in tuples.
+
+    Sums, not means: the caller divides by the learned tokens of all ranks and micro-batches.
+    """
 
     logits: Tensor | None  # B.T.W where asked for
     loss_sum: Tensor  # scalar fp32, summed cross-entropy over the learned tokens; always part of the graph

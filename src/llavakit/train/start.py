@@ -64,13 +64,13 @@ def template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def device(config: TrainConfig) -> torch.device:
-    """The device asked for; auto takes the first there is of cuda, mps, cpu."""
+def device(config: TrainConfig, local: int = 0) -> torch.device:
+    """The device asked for; auto takes the first there is of cuda, mps, cpu. ``local``: which of this machine's."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = config.device if config.device != "auto" else next(kind for kind, present in there.items() if present)
     if not there[name]:
         raise ConfigError(f"this machine has no {name}", code="bad_value", where="device", remedy="use device=auto")
-    return torch.device(name)
+    return torch.device(name, local) if name == "cuda" else torch.device(name)
 
 
 def forward_dtype(config: TrainConfig, where: torch.device) -> torch.dtype:
