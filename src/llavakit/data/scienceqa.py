@@ -21,7 +21,7 @@ answers AL with the solution and AE with the lecture; here the letters mean what
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -166,7 +166,8 @@ def _asked(problem: Problem, letters: str) -> str:
     lines = {"Q": f"Question: {problem.question}", "C": f"Context: {problem.context or 'N/A'}", "M": f"Options: {options}"}
     written = []
     for reason, run in groupby(letters, key=lambda letter: letter in "LE"):
-        written += [f"{_BECAUSE} {_told(problem, list(run))}"] if reason else [lines[letter] for letter in run]
+        together = "".join(run)
+        written += [f"{_BECAUSE} {_told(problem, together)}"] if reason else [lines[letter] for letter in together]
     return _tidy("\n".join(written))
 
 
@@ -183,7 +184,7 @@ def _answered(problem: Problem, letters: str) -> str:
     return _tidy(f"Answer: {answer} {_BECAUSE} {told}" if letters[0] == "A" else f"Answer: {told} {answer}")
 
 
-def _told(problem: Problem, letters: Sequence[str]) -> str:
+def _told(problem: Problem, letters: str) -> str:
     """Lecture and solution in the order of the letters; a newline spelled as backslash and n becomes one."""
     return " ".join({"L": problem.lecture, "E": problem.solution}[letter].replace("\\n", "\n") for letter in letters)
 
