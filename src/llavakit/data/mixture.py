@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llavakit.data.manifest import Manifest, SourceSpec, part_of
-from llavakit.data.sources import SHOWN, OnBad, Report, Sample, Source, read_llava
+from llavakit.data.sources import OnBad, Report, Sample, Source, read_llava
 from llavakit.errors import DataError
 
 Numbers = npt.NDArray[np.int64]
@@ -140,21 +140,21 @@ class Mixture(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | Mixture:
         if isinstance(index, slice):
             return Mixture(self.ingredients, rows=self._rows[index])
-        which, number = self._place(self._rows[index])
+        which, number = self.place(index)
         ingredient = self.ingredients[which]
         sample = ingredient.source[number]
         return replace(sample, where=f"{ingredient.spec.name}: {sample.where}")
 
-    def _place(self, row: int) -> tuple[int, int]:
-        """(which ingredient, number in its source)."""
+    def place(self, index: int) -> tuple[int, int]:
+        """(which ingredient, number in its source) of a sample."""
+        row = self._rows[index]
         which = bisect_right(self._ends, row)
         before = self._ends[which - 1] if which else 0
         return which, int(self.ingredients[which].taken[row - before])
 
-    def lengths(self) -> list[tuple[bool, int]]:
+    def lengths(self) -> MixedLengths:
         """For each sample: does it hold an image, and its length, as its source counts it."""
-        lengths = [ingredient.source.lengths() for ingredient in self.ingredients]
-        return [lengths[which][number] for which, number in map(self._place, self._rows)]
+        return MixedLengths(self)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -172,8 +172,7 @@ class Mixture(Sequence[Sample]):
             whole.faults += found.faults
             whole.remarks += found.remarks
             for code, places in found.places.items():
-                kept = whole.places.setdefault(code, [])
-                kept += [f"{spec.name}: {place}" for place in places][: SHOWN - len(kept)]
+                whole.places.setdefault(code, []).extend(f"{spec.name}: {place}" for place in places)
             if spec.count is not None and found.records != spec.count:
                 whole.remark("count_differs", f"{spec.name}: {found.records} records instead of {spec.count}")
             for part in spec.parts:
@@ -204,3 +203,24 @@ class Mixture(Sequence[Sample]):
             f" {row.part:>7.2%}"
             for row in self.table()
         ]
+
+
+class MixedLengths(Sequence[tuple[bool, int]]):
+    """The lengths of a mixture's samples, looked up in those of its sources: nothing is copied."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self._mixture = mixture
+        self._sources = [ingredient.source.lengths() for ingredient in mixture.ingredients]
+
+    def __len__(self) -> int:
+        return len(self._mixture)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[bool, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> MixedLengths: ...
+    def __getitem__(self, index: int | slice) -> tuple[bool, int] | MixedLengths:
+        if isinstance(index, slice):
+            return self._mixture[index].lengths()
+        which, number = self._mixture.place(index)
+        return self._sources[which][number]

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from llavakit.data.manifest import Part, SourceSpec
-from llavakit.data.sources import SHOWN, Sample
+from llavakit.data.sources import Sample
 
 Names = tuple[str, ...]
 K = TypeVar("K", bound=Hashable)
 TEXT_ONLY, NO_WORDS, STRAY = "no image", "no format words", "fits no part"
+STRAYS_SHOWN = 5
 _ELSEWHERE: Names = ("another folder",)
 
 
@@ -79,7 +80,7 @@ def count_parts(samples: Iterable[Sample], spec: SourceSpec, root: Path) -> Part
         folder = folders.of(sample)
         kind = (folder, _words(sample, words) if folder else ())
         found[kind] += 1
-        if kind not in kinds and len(strays) < SHOWN:
+        if kind not in kinds and len(strays) < STRAYS_SHOWN:
             strays.append(f"{sample.where} (id {sample.id})")
     whole = Count(name=spec.name, found=found.total(), expected=spec.count)
     if not parts:
