@@ -317,6 +317,8 @@ class TrainConfig:
     "Processes that prepare batches; 0 prepares them in the training process."
     cache_mb: int = 0
     "Memory for prepared samples, so that later epochs skip decoding; each worker has its own share."
+    pack: bool = True
+    "Put the samples of a forward pass behind one another in one row, each apart, instead of padding them to the longest."
     group: int = 0
     "Sort samples by modality and length inside runs of so many optimizer steps, to pad less; 0 is off."
     on_bad_sample: Literal["stop", "skip"] = "stop"

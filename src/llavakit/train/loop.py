@@ -192,7 +192,8 @@ def _loader(config: TrainConfig, source: Source, processor: Processor) -> Loader
         accumulation=config.accumulation,
         workers=config.workers,
         group=config.group,
-        lengths=source.lengths() if config.group else (),
+        pack=config.pack,
+        lengths=source.lengths(),
         cache_bytes=config.cache_mb << 20,
         on_bad=config.on_bad_sample,
     )

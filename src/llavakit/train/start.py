@@ -27,7 +27,7 @@ from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES, Template
 from llavakit.tiling import SHAPES, tiles_of
 from llavakit.train import state
-from llavakit.train.attention import use_fast_attention
+from llavakit.train.attention import use_training_attention
 from llavakit.train.stages import STAGES
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
@@ -221,10 +221,9 @@ def set_modes(
     if not tower_learns:
         model.vision_tower.eval()
     model.set_gradient_checkpointing(gradient_checkpointing)
-    if device.type == "cpu" and forward == torch.bfloat16:
-        use_fast_attention(model.language_model)
-        if tower_learns:
-            model.vision_tower.vision_model.set_attn_implementation("eager")  # torch's flash kernel is slow backwards (dev/LOG.md)
+    use_training_attention(model.language_model)
+    if device.type == "cpu" and forward == torch.bfloat16 and tower_learns:
+        model.vision_tower.vision_model.set_attn_implementation("eager")  # torch's flash kernel is slow backwards (dev/LOG.md)
 
 
 def room(folder: Path) -> int:
