@@ -270,9 +270,13 @@ class TrainConfig:
     projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
     "Without start: the shape of the new, untrained projector."
     data: Path | None = None
-    "The samples: LLaVA JSON or JSONL, plain or gzipped."
+    "The samples: LLaVA JSON or JSONL, plain or gzipped; or a mixture, as a manifest (.yaml) or the name of a shipped one."
     images: Path | None = None
-    "The folder that the samples' image names are relative to (default: the folder of data)."
+    "The folder that the samples' image names are relative to (default: the folder of data); of a mixture, where its files lie."
+    share: float = 1.0
+    "Of a mixture: the part of every source that is taken; 0.01 and 0.1 are the usual trials."
+    placement: Literal["as_data", "random", "first"] = "as_data"
+    "Where the picture stands in a turn: as written, before or after the first question at random (papers), or first (the code)."
     template: str = "vicuna_v1"
     "The prompt format (a name of prompts.TEMPLATES)."
     aspect: Literal["square", "pad", "anyres"] = "pad"
@@ -351,6 +355,7 @@ class TrainConfig:
         for name, low in least.items():
             _in_range(name, getattr(self, name), low, math.inf)
         _in_range("warmup", self.warmup, 0, 1)
+        _in_range("share", self.share, 0, 1)
         for beta in self.betas:
             _in_range("betas", beta, 0, 1)
         if self.steps is not None:
@@ -359,7 +364,7 @@ class TrainConfig:
 
 # What may not change between a checkpoint and its resumption without force: they decide what the weights and the samples are.
 FIXED = frozenset({
-    "stage", "rates", "start", "tower", "decoder", "projector", "data", "images", "template", "aspect",
+    "stage", "rates", "start", "tower", "decoder", "projector", "data", "images", "share", "placement", "template", "aspect",
     "tiles", "base",
     "max_length", "optimizer", "seed", "group", "on_bad_sample", "allow_outside",
 })  # fmt: skip

@@ -24,6 +24,8 @@ from itertools import accumulate
 import numpy as np
 import torch
 
+from llavakit.data.placement import Placement
+from llavakit.data.placement import place as placed
 from llavakit.data.sources import OnBad, Sample
 from llavakit.errors import ContextError, DataError, LlavaError, TrainingError
 from llavakit.processor import IGNORED, Batch, Inputs, Processor
@@ -120,6 +122,7 @@ class Loader:
         group: int = 0,
         lengths: Sequence[tuple[bool, int]] = (),
         pack: bool = False,
+        placement: Placement = "as_data",
         rank: int = 0,
         world: int = 1,
         cache_bytes: int = 0,
@@ -127,7 +130,7 @@ class Loader:
     ) -> None:
         assert len(samples), "a source is never empty"
         assert not (group or pack) or len(lengths) == len(samples), "grouping and packing need a length for each sample"
-        self._maker = _WindowMaker(samples, processor, pack=pack, cache_bytes=cache_bytes, on_bad=on_bad)
+        self._maker = _WindowMaker(samples, processor, pack=pack, placement=placement, seed=seed, cache_bytes=cache_bytes, on_bad=on_bad)
         self._size = batch_size * accumulation
         self._parts = world * math.ceil(self._size / (world * batch_size))
         self._seed, self._group, self._lengths, self._workers = seed, group, lengths, workers
@@ -224,10 +227,20 @@ class _WindowMaker:
     The processor refuses long conversations, because a prompt must not lose its end; training cuts them, as LLaVA does (spec 3.6).
     """
 
-    def __init__(self, samples: Sequence[Sample], processor: Processor, *, pack: bool, cache_bytes: int, on_bad: OnBad) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: Processor,
+        *,
+        pack: bool,
+        placement: Placement,
+        seed: int,
+        cache_bytes: int,
+        on_bad: OnBad,
+    ) -> None:
         self._samples, self._processor, self._longest = samples, copy(processor), processor.max_length
         self._processor.max_length = sys.maxsize
-        self._pack, self._on_bad = pack, on_bad
+        self._pack, self._on_bad, self._placement, self._seed = pack, on_bad, placement, seed
         self._room = cache_bytes
         self._cache: dict[int, _Example] = {}
 
@@ -267,7 +280,8 @@ class _WindowMaker:
                 return cached
             sample = self._samples[place]
             try:
-                return self._remembered(place, self._cut(sample.id, self._processor.encode(sample.conversation, learn=True)))
+                talk = placed(sample.conversation, self._placement, seed=self._seed, sample_id=sample.id)
+                return self._remembered(place, self._cut(sample.id, self._processor.encode(talk, learn=True)))
             except LlavaError as error:
                 failure = DataError(
                     error.what,

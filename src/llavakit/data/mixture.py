@@ -5,8 +5,8 @@
     text   share 2.5    text.json    3 samples    6 of 12, drawn    each twice, and one of them a third time
 
 Which samples are taken is a pure function of (the source's fingerprint, its usable samples, its seed): the first of one permutation, so
-that a smaller share lies inside every larger one, whatever the rest of the mixture does. ``share`` of the whole takes that part of each source: trials on
-1 % and 10 % of a mixture keep its proportions, and each source keeps one sample at least.
+that a smaller share lies inside every larger one, whatever the rest of the mixture does. ``share`` of the whole takes that part of
+each source: trials on 1 % and 10 % of a mixture keep its proportions, and each source keeps one sample at least.
 
 A ``Mixture`` answers as ``sources.Source`` does (length, items, ``lengths``, ``report``, ``fingerprint``); shuffling is the loader's work.
 """

@@ -27,7 +27,8 @@ from llavakit import config as options
 from llavakit.checkpoint import store
 from llavakit.config import TrainConfig
 from llavakit.data.loader import Loader, Window, learned_tokens
-from llavakit.data.sources import Source, read_llava
+from llavakit.data.mixture import Mixture
+from llavakit.data.sources import Source
 from llavakit.errors import CheckpointError, TrainingError
 from llavakit.model.llava import Llava
 from llavakit.processor import Batch, Processor
@@ -71,7 +72,7 @@ class _Run:
     processor: Processor
     optimizer: Optimizer
     loader: Loader
-    source: Source
+    source: Source | Mixture
     device: torch.device
     dtype: torch.dtype
     steps: int
@@ -153,8 +154,7 @@ def _resume_point(config: TrainConfig, say: Callable[[str], None]) -> Path | Non
 
 def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callable[[str], None], save_model: SaveModel) -> _Run:
     """Read and check the data, build or load the model, freeze, make the optimizer and the loader; restore all when resuming."""
-    assert config.data is not None
-    source = read_llava(config.data, image_root=config.images, on_bad=config.on_bad_sample, allow_outside=config.allow_outside)
+    source = start.samples(config)
     for line in source.report.lines():
         say(f"{source.report.records} records: {line}")
     position = optimizer_state = random = None
@@ -197,7 +197,7 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     return run
 
 
-def _loader(config: TrainConfig, source: Source, processor: Processor, ranks: Ranks) -> Loader:
+def _loader(config: TrainConfig, source: Source | Mixture, processor: Processor, ranks: Ranks) -> Loader:
     return Loader(
         source,
         processor,
@@ -210,6 +210,7 @@ def _loader(config: TrainConfig, source: Source, processor: Processor, ranks: Ra
         rank=ranks.rank,
         world=ranks.world,
         lengths=source.lengths(),
+        placement=config.placement,
         cache_bytes=config.cache_mb << 20,
         on_bad=config.on_bad_sample,
     )
@@ -224,7 +225,7 @@ def _restore(run: _Run, folder: Path | None, position: state.Position, optimizer
     saving.restore_random(random, ranks=run.ranks, seed=run.config.seed + position.step, device=run.device)
 
 
-def _check_unchanged(config: TrainConfig, position: state.Position, source: Source, say: Callable[[str], None]) -> None:
+def _check_unchanged(config: TrainConfig, position: state.Position, source: Source | Mixture, say: Callable[[str], None]) -> None:
     """Print what differs from the checkpoint's run; refuse what changes the model, the samples or their order (T10, D12)."""
     now = options.to_dict(config)
     changed = [d for d in options.differences(position.config, now) if d.name not in NOT_COMPARED]

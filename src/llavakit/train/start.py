@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from llavakit.checkpoint import store
 from llavakit.config import TrainConfig
+from llavakit.data.manifest import SHIPPED, read_manifest, shipped
+from llavakit.data.mixture import Mixture, open_mixture
+from llavakit.data.sources import Source, read_llava
 from llavakit.errors import CheckpointError, ConfigError
 from llavakit.images import Preprocess
 from llavakit.model.llava import Llava
@@ -49,13 +52,26 @@ def settled(config: TrainConfig) -> TrainConfig:
         raise ConfigError("both a checkpoint and a decoder", code="bad_value", where="start", remedy="give start, or tower and decoder")
     template(config.template)
     STAGES[config.stage].with_rows(config.rates)
-    images = config.images if config.images is not None else config.data.parent
+    named = str(config.data) in SHIPPED and not config.data.exists()
+    images = config.images if config.images is not None else Path() if named else config.data.parent
     resume = config.resume if config.resume in ("auto", "never") else str(Path(config.resume).absolute())
     paths = {
         name: path.absolute() if path is not None else None
         for name, path in {"start": config.start, "tower": config.tower, "decoder": config.decoder, "data": config.data}.items()
     }
+    if named:
+        paths["data"] = config.data
     return replace(config, **paths, images=images.absolute(), out=config.out.absolute(), resume=resume)  # type: ignore[arg-type]
+
+
+def samples(config: TrainConfig) -> Source | Mixture:
+    """The samples of a file or of a mixture, checked. Raises DataError."""
+    assert config.data is not None
+    given = {"on_bad": config.on_bad_sample, "allow_outside": config.allow_outside}
+    if str(config.data) not in SHIPPED and config.data.suffix not in (".yaml", ".yml"):
+        return read_llava(config.data, image_root=config.images, **given)  # type: ignore[arg-type]
+    manifest = shipped(str(config.data)) if str(config.data) in SHIPPED else read_manifest(config.data)
+    return open_mixture(manifest, config.images or Path(), share=config.share, **given)  # type: ignore[arg-type]
 
 
 def template(name: str) -> Template:
