@@ -347,6 +347,8 @@ class TrainConfig:
     "Checkpoints kept; 0 keeps all."
     log_every: int = 10
     "Steps between printed lines when the output is no terminal; metrics.jsonl has every step."
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    "Also send the numbers to one of these (extras of the same names)."
     resume: str = "auto"
     "auto goes on from the newest good checkpoint in out; never refuses a used folder; else a checkpoint folder."
     force: bool = False

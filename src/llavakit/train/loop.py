@@ -41,6 +41,7 @@ from llavakit.train.report import write_report
 from llavakit.train.saving import SaveModel
 from llavakit.train.signals import Signals
 from llavakit.train.stages import STAGES
+from llavakit.train.trackers import Tracked, tracker
 from llavakit.train.watch import Watch, measure
 
 SILENT_SHARE = 0.01  # hardening D10: more samples than this without a learned token stop the run
@@ -110,7 +111,8 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
             name = signal.Signals(signals.received).name
             shown.say(f"stopped by {name} after step {run.step} of {run.steps}; saved {run.saved}; the same command goes on from there")
             return Outcome(checkpoint=run.saved, step=run.step, signal=signals.received)
-        if ranks.main:
+        if logs is not None:
+            logs.tracked.close()
             plot(config.out)
             if run.step:
                 write_report(config.out)
@@ -219,6 +221,7 @@ def _steps(
         began = now
         if logs is not None:
             logs.steps.write(asdict(report))
+            logs.tracked.log(run.step, asdict(report))
         run.shown.step(report)
         if on_step is not None:
             on_step(report)
@@ -239,6 +242,7 @@ class Logs:
 
     steps: LinesFile
     evaluations: LinesFile
+    tracked: Tracked
 
 
 def _logs(run: _Run) -> Logs:
@@ -246,7 +250,8 @@ def _logs(run: _Run) -> Logs:
     options.save(run.config, out / "config.yaml")
     if run.watch.panel:
         run.watch.write_panel(out)
-    return Logs(LinesFile(out, after=run.step), LinesFile(out, after=run.step, name=EVALUATIONS))
+    tracked = tracker(run.config.track, out, options.to_dict(run.config), run.shown.say)
+    return Logs(LinesFile(out, after=run.step), LinesFile(out, after=run.step, name=EVALUATIONS), tracked)
 
 
 def _evaluate(run: _Run, logs: Logs | None) -> None:
@@ -259,6 +264,7 @@ def _evaluate(run: _Run, logs: Logs | None) -> None:
     )  # fmt: skip
     if logs is not None:
         logs.evaluations.write({"step": run.step} | found)
+        logs.tracked.log(run.step, {f"held out/{name}": row["loss"] for name, row in found["losses"].items()})
     told = ", ".join(f"{name} {row['loss']:.4f}" for name, row in found["losses"].items())
     run.shown.say(f"held out at step {run.step}: {told}")
 
