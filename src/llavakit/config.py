@@ -3,7 +3,7 @@
     base value  <-  file.yaml  <-  key=value ...   ->   one frozen value   ->   config.yaml, the echo that reruns it
 
 The type of a field says how its text is read, the string under a field is its help, and a wrong name is answered with the nearest
-right one. ``TrainConfig`` and its two recipes (spec 4.2) stand at the end. No torch here: ``--help`` must be instant.
+right one. ``TrainConfig`` and its recipes (spec 4.2) stand at the end. No torch here: ``--help`` must be instant.
 """
 
 from __future__ import annotations
@@ -111,13 +111,16 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Di
 
 
 def describe(base: Any) -> tuple[Option, ...]:
-    """The options of a config value with their defaults; the string written under each field is its help."""
+    """The options of a config value with their defaults; the string written under each field is its help, inner options follow theirs."""
     help_of = _strings_under_fields(type(base))
     hints = get_type_hints(type(base))
-    return tuple(
-        Option(name=field.name, kind=_spell(hints[field.name]), default=_show(getattr(base, field.name)), help=help_of.get(field.name, ""))
-        for field in fields(base)
-    )
+    found: list[Option] = []
+    for field in fields(base):
+        name, value = field.name, getattr(base, field.name)
+        inner = value if value is not None else _fresh(hints[name])
+        found.append(Option(name=name, kind=_spell(hints[name]), default=_show(value), help=help_of.get(name, "")))
+        found += [replace(option, name=f"{name}.{option.name}") for option in (describe(inner) if is_dataclass(inner) else ())]
+    return tuple(found)
 
 
 def _assign(value: T, path: Sequence[str], text: str, where: str) -> T:
@@ -125,6 +128,7 @@ def _assign(value: T, path: Sequence[str], text: str, where: str) -> T:
     _known(value, name, where)
     hint, old = get_type_hints(type(value))[name], getattr(value, name)
     if len(path) > 1:
+        old = _fresh(hint) if old is None else old
         if not is_dataclass(old):
             raise ConfigError(f"'{name}' has no inner options", code="unknown_option", where=where, remedy=f"write {name}=value")
         return _changed(value, {name: _assign(old, path[1:], text, where)})
@@ -169,7 +173,7 @@ def _convert(entry: Any, hint: Any, where: str, old: Any) -> Any:
         if len(kinds) == len(entry):
             return tuple(_convert(item, kind, f"{where}[{i}]", None) for i, (item, kind) in enumerate(zip(entry, kinds, strict=True)))
     if is_dataclass(hint) and isinstance(entry, Mapping):
-        return from_dict(old, entry, where=where)
+        return from_dict(_fresh(hint) if old is None else old, entry, where=where)
     if hint in _SCALARS:
         converted = _SCALARS[hint](entry)
         if converted is not None:
@@ -182,12 +186,20 @@ def _convert_union(entry: Any, hint: Any, where: str, old: Any) -> Any:
     if entry is None and NoneType in members:
         return None
     for member in members:
+        if is_dataclass(member) and isinstance(entry, Mapping):
+            return _convert(entry, member, where, old)
         if member is not NoneType:
             try:
                 return _convert(entry, member, where, old)
             except ConfigError:
                 continue
     raise ConfigError(f"{entry!r} does not fit", code="bad_value", where=where, remedy=f"give {_spell(hint)}")
+
+
+def _fresh(hint: Any) -> Any:
+    """The value a field begins with when an inner option turns it on: its dataclass's own defaults; None where it holds none."""
+    kinds = [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
+    return kinds[0]() if kinds else None  # type: ignore[operator]
 
 
 def _as_float(entry: Any) -> float | None:
@@ -254,6 +266,29 @@ def _in_range(name: str, value: float, low: float, high: float) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Small matrices learned beside frozen layers (arXiv 2106.09685); the defaults are LLaVA-1.5's (spec 4.2)."""
+
+    r: int = 128
+    "Rank: each layer learns B A, with A r x inputs and B outputs x r."
+    alpha: float = 256
+    "B A counts alpha / r times."
+    dropout: float = 0.05
+    "Share of the inputs that A does not see in a step."
+    targets: str | None = None
+    "A regular expression of whole names of linear layers; none takes all of the language model but its head."
+    bits: int = 16
+    "How the language model's frozen layers are held: 4 (NF4, double quantisation: QLoRA) or 8 by bitsandbytes; 16 as stored."
+
+    def __post_init__(self) -> None:
+        _in_range("lora.r", self.r, 1, math.inf)
+        _in_range("lora.alpha", self.alpha, 1e-9, math.inf)
+        _in_range("lora.dropout", self.dropout, 0, 0.999)
+        if self.bits not in (4, 8, 16):
+            raise ConfigError(f"no layers of {self.bits} bits", code="bad_value", where="lora.bits", remedy="give 4, 8 or 16")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything a training run depends on. Two runs of one value on one machine give the same weights, bit for bit."""
 
@@ -261,6 +296,8 @@ class TrainConfig:
     "The recipe: pretrain learns the projector alone, finetune the projector and the language model (spec 4.1)."
     rates: tuple[tuple[str, float | None], ...] = ()
     "Own rows [pattern, rate] put before the stage's table; rate multiplies lr, null freezes; the first match wins."
+    lora: Lora | None = None
+    "Learn LoRA matrices beside the language model's frozen layers; with start, which is their base (finetune)."
     start: Path | None = None
     "A native checkpoint to start from."
     tower: Path | None = None
@@ -352,10 +389,12 @@ class TrainConfig:
 
 # What may not change between a checkpoint and its resumption without force: they decide what the weights and the samples are.
 FIXED = frozenset({
-    "stage", "rates", "start", "tower", "decoder", "projector", "data", "images", "template", "aspect",
+    "stage", "rates", "lora", "start", "tower", "decoder", "projector", "data", "images", "template", "aspect",
     "tiles", "base",
     "max_length", "optimizer", "seed", "group", "on_bad_sample", "allow_outside",
 })  # fmt: skip
 
 PRETRAIN = TrainConfig(stage="pretrain", template="plain", aspect="square", lr=1e-3, batch_size=32, out=Path("runs/pretrain"))
 FINETUNE = TrainConfig(stage="finetune", template="vicuna_v1", aspect="pad", lr=2e-5, batch_size=16, out=Path("runs/finetune"))
+LORA = replace(FINETUNE, lora=Lora(), lr=2e-4, out=Path("runs/lora"))
+QLORA = replace(LORA, lora=Lora(r=64, alpha=16, bits=4), out=Path("runs/qlora"))  # the original's values where its script gives none

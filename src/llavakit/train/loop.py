@@ -32,10 +32,9 @@ from llavakit.data.sources import Source, read_llava
 from llavakit.errors import CheckpointError, TrainingError
 from llavakit.model.llava import Llava
 from llavakit.processor import Batch, Processor
-from llavakit.train import start, state
+from llavakit.train import lora, start, state
 from llavakit.train.optim import Optimizer, factor
 from llavakit.train.progress import MetricsFile, Progress, StepReport, plot, progress
-from llavakit.train.stages import STAGES
 
 SaveModel = Callable[[Llava, Processor, Path], None]
 SILENT_SHARE = 0.01  # hardening D10: more samples than this without a learned token stop the run
@@ -86,7 +85,7 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
     ``on_step`` sees each report; ``save_model`` is the writer of the model's files. Raises ConfigError, DataError, CheckpointError or
     TrainingError before the first step where possible; the newest checkpoint survives all of them.
     """
-    config = start.settled(config)
+    config = lora.settled(start.settled(config))
     _make_folder(config.out)
     shown = progress(1, every=config.log_every)
     with _Signals() as signals:
@@ -103,6 +102,7 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
             name = signal.Signals(signals.received).name
             shown.say(f"stopped by {name} after step {run.step} of {run.steps}; saved {run.saved}; the same command goes on from there")
             return Outcome(checkpoint=run.saved, step=run.step, signal=signals.received)
+        lora.check_learned(run.model, config.out)
         plot(config.out)
         shown.say(f"done: {run.step} steps, saved {run.saved}; " + ", ".join(f"{n} {name}" for name, n in run.counts.items()))
         return Outcome(checkpoint=run.saved, step=run.step)
@@ -158,8 +158,8 @@ def _begin(config: TrainConfig, resumed: Path | None, say: Callable[[str], None]
     torch.manual_seed(config.seed)
     device = start.device(config)
     dtype = start.forward_dtype(config, device)
-    model, processor = start.model_and_processor(config, resumed)
-    rates = STAGES[config.stage].with_rows(config.rates).apply(model)
+    begun = lora.begin(config, resumed, device=device, forward=dtype, save_model=save_model)
+    model, processor, rates = begun.model, begun.processor, begun.rates
     start.place(model, rates, device=device, forward=dtype, frozen=config.frozen_dtype)
     start.set_modes(model, rates, device=device, forward=dtype, gradient_checkpointing=config.gradient_checkpointing)
     optimizer = Optimizer(
@@ -169,7 +169,7 @@ def _begin(config: TrainConfig, resumed: Path | None, say: Callable[[str], None]
     steps = config.steps if config.steps is not None else config.epochs * loader.steps_per_epoch
     run = _Run(
         config=config, model=model, processor=processor, optimizer=optimizer, loader=loader, source=source, device=device, dtype=dtype,
-        steps=steps, shown=progress(steps, every=config.log_every), save_model=save_model,
+        steps=steps, shown=progress(steps, every=config.log_every), save_model=begun.save_model,
     )  # fmt: skip
     if position is not None and optimizer_state is not None and random is not None:
         _restore(run, resumed, position, optimizer_state, random)
@@ -342,8 +342,8 @@ def _save(run: _Run, *, must: bool) -> None:
 
 
 def _size(run: _Run) -> int:
-    """Bytes of one checkpoint: every weight, and two fp32 moments of each learned one."""
-    return sum(parameter.nbytes for parameter in run.model.parameters()) + 8 * run.optimizer.learned
+    """Bytes of one checkpoint: the weights in it, and two fp32 moments of each learned one."""
+    return lora.bytes_stored(run.model) + 8 * run.optimizer.learned
 
 
 def _check_room(run: _Run) -> None:
