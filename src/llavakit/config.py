@@ -271,7 +271,7 @@ class Lora:
 
     r: int = 128
     "Rank: each layer learns B A, with A r x inputs and B outputs x r."
-    alpha: float = 256
+    alpha: int = 256
     "B A counts alpha / r times."
     dropout: float = 0.05
     "Share of the inputs that A does not see in a step."
@@ -282,7 +282,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         _in_range("lora.r", self.r, 1, math.inf)
-        _in_range("lora.alpha", self.alpha, 1e-9, math.inf)
+        _in_range("lora.alpha", self.alpha, 1, math.inf)
         _in_range("lora.dropout", self.dropout, 0, 0.999)
         if self.bits not in (4, 8, 16):
             raise ConfigError(f"no layers of {self.bits} bits", code="bad_value", where="lora.bits", remedy="give 4, 8 or 16")

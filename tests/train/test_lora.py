@@ -23,7 +23,7 @@ from llavakit.config import LORA, Lora, TrainConfig, parse
 from llavakit.errors import CheckpointError, ConfigError, LlavaError, MissingExtraError, TrainingError
 from llavakit.model.llava import Llava
 from llavakit.processor import Processor
-from llavakit.train import lora, start, state
+from llavakit.train import loop, lora, start, state
 from llavakit.train.loop import train
 from llavakit.types import Conversation, Image, Pixels
 from twins import apart
@@ -356,6 +356,35 @@ def test_a_base_in_few_bits_stays_as_it_is_and_its_adapter_is_one_of_the_whole(b
     assert train(parted, on_step=stop_after(1)).exit_code == 143
     train(parted)
     assert_same_run(run.out, parted.out)
+
+
+def test_gradients_through_four_bits_are_those_of_the_same_numbers_held_whole(config: TrainConfig) -> None:
+    """Also after a look in eval mode, where bitsandbytes would take up a kernel without gradients."""
+    import bitsandbytes as bnb
+
+    run = start.settled(replace(config, lora=replace(SMALL, bits=4, dropout=0.0)))
+    begun = attached(run, None)
+    start.place(begun.model, begun.rates, device=torch.device("cpu"), forward=torch.float32, frozen="keep")
+    for name, parameter in begun.model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.normal_()
+    looked, whole = copy.deepcopy(begun.model), copy.deepcopy(begun.model)
+    logits(looked, begun.processor)
+    for module in [module for module in whole.modules() if isinstance(getattr(module, "base_layer", None), bnb.nn.Linear4bit)]:
+        weight = module.base_layer.weight
+        held = torch.nn.Linear(module.in_features, module.out_features, bias=False)
+        held.weight.data = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        module.base_layer = held.requires_grad_(False)
+    assert run.data is not None
+    source = loop.read_llava(run.data, image_root=run.images)
+    (batch,) = next(iter(loop.Loader(source, begun.processor, batch_size=4, seed=0))).batches
+    found = []
+    for model in (looked, whole):
+        model.train()
+        model(batch).loss_sum.backward()
+        found.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert found[0].keys() == found[1].keys() == set(begun.rates)
+    assert all(apart(found[0][name], found[1][name]) < CLOSE for name in found[0])
 
 
 # ---- options

@@ -148,6 +148,7 @@ def pack(model: Llava, bits: int, *, device: torch.device, forward: torch.dtype)
             kind = {"compress_statistics": True, "quant_type": "nf4"}
             new = bnb.nn.Linear4bit(**shape, **kind, compute_dtype=forward)
             new.weight = bnb.nn.Params4bit(old.weight.data, requires_grad=False, module=new, **kind)
+            new.support_avx512bf16_for_cpu = False  # a look in eval mode would repack it for a kernel that has no gradient
         else:
             new = bnb.nn.Linear8bitLt(**shape, has_fp16_weights=False, threshold=6.0)
             new.weight = bnb.nn.Int8Params(old.weight.data, requires_grad=False, has_fp16_weights=False)
@@ -198,6 +199,7 @@ def save(model: Llava, processor: Processor, folder: Path, *, lora: Lora, base: 
     processor.save(folder)
     write_json(folder / ADAPTER_CONFIG, fields)
     save_file(ready, folder / ADAPTER_FILES[0], metadata={"format": "pt"})
+    (folder / ADAPTER_FILES[0]).chmod((folder / files.CONFIG).stat().st_mode)  # safetensors makes it private
 
 
 def read(model: Llava, folder: Path) -> None:
