@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_ranks import finished, torchrun
 from test_resume import assert_same_run, stop_after
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
@@ -23,7 +24,7 @@ from llavakit.config import LORA, Lora, TrainConfig, parse
 from llavakit.errors import CheckpointError, ConfigError, LlavaError, MissingExtraError, TrainingError
 from llavakit.model.llava import Llava
 from llavakit.processor import Processor
-from llavakit.train import loop, lora, start, state
+from llavakit.train import lora, start, state
 from llavakit.train.loop import train
 from llavakit.types import Conversation, Image, Pixels
 from twins import apart
@@ -149,6 +150,7 @@ def test_own_targets_and_rates(config: TrainConfig) -> None:
         ({"start": None, "tower": Path("tower"), "decoder": Path("decoder")}, "bad_value", "start"),
         ({"rates": ((r".*lora_.*", None),)}, "bad_value", "rates"),
         ({"rates": ((r"language_model\..*", 1.0),)}, "bad_value", "rates"),
+        ({"shard": "full"}, "bad_value", "shard"),
         ({"device": "mps", "lora": replace(SMALL, bits=4)}, "bad_value", "lora.bits"),
     ],
 )
@@ -335,56 +337,18 @@ def test_a_change_too_small_for_the_type_is_an_error(trained: TrainConfig, tiny_
     assert "logits" in str(caught.value)
 
 
-# ---- few bits
+# ---- several ranks
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_base_in_few_bits_stays_as_it_is_and_its_adapter_is_one_of_the_whole(bits: int, config: TrainConfig, tmp_path: Path) -> None:
-    run = replace(config, lora=replace(SMALL, bits=bits), dtype="bf16", out=tmp_path / "whole")
-    folder = train(run).checkpoint
-    begun, again = attached(run, None), attached(run, folder)
-    packed = {name: value for name, value in begun.model.named_parameters() if not value.is_floating_point()}
-    assert len(packed) == 14
-    assert all(".base_layer." in name for name in packed)
-    now = dict(again.model.named_parameters())
-    changed = {name for name, value in begun.model.named_parameters() if not torch.equal(value, now[name])}
-    assert changed == set(again.rates)
-    assert all(value.dtype == torch.float32 for value in load_file(folder / "adapter_model.safetensors").values())
-    merged = logits(*store.load(folder, base=config.start, dtype="fp32"))
-    assert apart(merged, logits(*store.load(run.start, dtype="fp32"))) > 1e-2  # type: ignore[arg-type]
-    parted = replace(run, out=tmp_path / "parted")
-    assert train(parted, on_step=stop_after(1)).exit_code == 143
-    train(parted)
-    assert_same_run(run.out, parted.out)
-
-
-def test_gradients_through_four_bits_are_those_of_the_same_numbers_held_whole(config: TrainConfig) -> None:
-    """Also after a look in eval mode, where bitsandbytes would take up a kernel without gradients."""
-    import bitsandbytes as bnb
-
-    run = start.settled(replace(config, lora=replace(SMALL, bits=4, dropout=0.0)))
-    begun = attached(run, None)
-    start.place(begun.model, begun.rates, device=torch.device("cpu"), forward=torch.float32, frozen="keep")
-    for name, parameter in begun.model.named_parameters():
-        if ".lora_B." in name:
-            parameter.data.normal_()
-    looked, whole = copy.deepcopy(begun.model), copy.deepcopy(begun.model)
-    logits(looked, begun.processor)
-    for module in [module for module in whole.modules() if isinstance(getattr(module, "base_layer", None), bnb.nn.Linear4bit)]:
-        weight = module.base_layer.weight
-        held = torch.nn.Linear(module.in_features, module.out_features, bias=False)
-        held.weight.data = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-        module.base_layer = held.requires_grad_(False)
-    assert run.data is not None
-    source = loop.read_llava(run.data, image_root=run.images)
-    (batch,) = next(iter(loop.Loader(source, begun.processor, batch_size=4, seed=0))).batches
-    found = []
-    for model in (looked, whole):
-        model.train()
-        model(batch).loss_sum.backward()
-        found.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
-    assert found[0].keys() == found[1].keys() == set(begun.rates)
-    assert all(apart(found[0][name], found[1][name]) < CLOSE for name in found[0])
+def test_two_ranks_take_the_steps_of_one(config: TrainConfig, tmp_path: Path) -> None:
+    alone = replace(config, lora=replace(SMALL, dropout=0.0), out=tmp_path / "alone", batch_size=1, accumulation=6, lr=1e-3)
+    two = replace(alone, out=tmp_path / "two")
+    process = torchrun(two)
+    train(alone)
+    finished(process)
+    one, other = (load_file(checkpoint(run) / "adapter_model.safetensors") for run in (alone, two))
+    assert one.keys() == other.keys()
+    assert all(float((one[name] - other[name]).abs().max()) <= CLOSE * max(0.01, float(one[name].abs().max())) for name in one)
 
 
 # ---- options

@@ -13,7 +13,6 @@ learn as well (spec trap 25). A checkpoint is what PEFT loads onto transformers'
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -34,9 +33,9 @@ from llavakit.errors import CheckpointError, ConfigError, MissingExtraError, Tra
 from llavakit.model.llava import Llava
 from llavakit.processor import Processor
 from llavakit.train import start
+from llavakit.train.saving import SaveModel
 from llavakit.train.stages import LORA, STAGES, Stage
 
-SaveModel = Callable[[Llava, Processor, Path], None]
 _MATRIX = re.compile(r".*\.lora_[AB]\.default\.weight")  # PEFT's names in memory; .default is the adapter's
 _PEFT, _A = "base_model.model.", ".lora_A.weight"
 _WHOLE = (names.PROJECTOR, names.NEWLINE)  # in every save, whether they learn or not
@@ -48,7 +47,7 @@ class Begun:
 
     model: Llava
     processor: Processor
-    rates: Mapping[str, float]
+    rates: dict[str, float]
     save_model: SaveModel
 
 
@@ -66,6 +65,7 @@ def settled(config: TrainConfig) -> TrainConfig:
         "stage": (config.stage != "finetune", "an adapter of a projector's stage", "use stage=finetune"),
         "start": (config.start is None, "an adapter without a base", "give start=<checkpoint>"),
         "tower": (config.tower is not None, "a base whose tower is changed", "make it a checkpoint first"),
+        "shard": (config.shard != "none", "an adapter whose base is cut", "use shard=none, and lora.bits=4 where it does not fit"),
         "lora.bits": (lora.bits < 16 and config.device == "mps", "bitsandbytes with mps", "use lora.bits=16, or device=cpu"),
     }
     for where, (is_wrong, what, remedy) in wrong.items():
