@@ -33,14 +33,13 @@ from llavakit.data.sources import Source
 from llavakit.errors import CheckpointError, TrainingError
 from llavakit.model.llava import Llava
 from llavakit.processor import Batch, Processor
-from llavakit.train import going_on, saving, start, state
+from llavakit.train import going_on, lora, saving, start, state
 from llavakit.train.optim import Optimizer, factor
 from llavakit.train.progress import EVALUATIONS, LinesFile, Mute, Progress, StepReport, plot, progress
 from llavakit.train.ranks import Ranks, joined, quietly, spread, watched
 from llavakit.train.report import write_report
 from llavakit.train.saving import SaveModel
 from llavakit.train.signals import Signals
-from llavakit.train.stages import STAGES
 from llavakit.train.trackers import Tracked, tracker
 from llavakit.train.watch import Watch, measure
 
@@ -94,7 +93,7 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
     ``on_step`` sees each report; ``save_model`` is the writer of the model's files. Raises ConfigError, DataError, CheckpointError or
     TrainingError before the first step where possible; the newest checkpoint survives all of them.
     """
-    config = start.settled(config)
+    config = lora.settled(start.settled(config))
     with joined(start.device(config).type, config.timeout) as ranks, Signals() as signals:
         if ranks.main:
             going_on.make_folder(config.out)
@@ -112,6 +111,7 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
             shown.say(f"stopped by {name} after step {run.step} of {run.steps}; saved {run.saved}; the same command goes on from there")
             return Outcome(checkpoint=run.saved, step=run.step, signal=signals.received)
         if logs is not None:
+            lora.check_learned(run.model, config.out)
             logs.tracked.close()
             plot(config.out)
             if run.step:
@@ -132,8 +132,8 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     torch.manual_seed(config.seed)
     device = start.device(config, ranks.local)
     dtype = start.forward_dtype(config, device)
-    model, processor = start.model_and_processor(config, resumed)
-    rates = STAGES[config.stage].with_rows(config.rates).apply(model)
+    begun = lora.begin(config, resumed, device=device, forward=dtype, save_model=save_model)
+    model, processor, rates = begun.model, begun.processor, begun.rates
     for name in model.vision_tower.never_run():
         model.get_parameter(name).requires_grad_(False)
         rates.pop(name, None)
@@ -151,7 +151,7 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
         config=config, ranks=ranks, model=model, forward=forward, processor=processor, optimizer=optimizer, loader=loader, source=source,
         watch=Watch.of(groups(held), config.panel),
         device=device, dtype=dtype, steps=steps, shown=progress(steps, every=config.log_every) if ranks.main else Mute(),
-        save_model=save_model,
+        save_model=begun.save_model,
     )  # fmt: skip
     if position is not None and optimizer_state is not None and random is not None:
         _restore(run, resumed, position, optimizer_state, random)
@@ -373,8 +373,8 @@ def _save(run: _Run, *, must: bool) -> None:
 
 
 def _size(run: _Run) -> int:
-    """Bytes of one checkpoint: every weight, and two fp32 moments of each learned one."""
-    return sum(parameter.nbytes for parameter in run.model.parameters()) + 8 * run.optimizer.learned
+    """Bytes of one checkpoint: the weights in it, and two fp32 moments of each learned one."""
+    return lora.bytes_stored(run.model) + 8 * run.optimizer.learned
 
 
 def _check_room(run: _Run) -> None:
