@@ -63,14 +63,16 @@ def _stage(base: TrainConfig, words: list[str] | None, file: Path | None, list_o
         raise Exit(outcome.exit_code)
 
 
-def show_options(config: object) -> None:
-    """A table of every option with its value; below a terminal's width the help goes under the name."""
+def show_options(config: object, *, hidden: tuple[str, ...] = ()) -> None:
+    """A table of every option with its value, but for the hidden; below a terminal's width the help goes under the name."""
     from rich.text import Text
 
     from llavakit.config import describe
 
     console = terminal.out()
     for option in describe(config):
+        if option.name in hidden:
+            continue
         head = Text.assemble((option.name, "bold cyan"), f"={option.default}", (f"   {option.kind}", "dim"))
         console.print(head)
         if option.help:

@@ -10,7 +10,8 @@
       a language model that learns      1        c               1                           1
 
 A matrix product of m x k and k x n counts 2mkn, attention its whole square (kernels that skip the future do half of that), nothing else
-counts. Only learned positions reach the head. The numbers of parameters are those of ``model.sizes``.
+counts. Only learned positions reach the head. Computing a layer again stops before its last product, which nothing keeps. The numbers of
+parameters are those of ``model.sizes``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Part = Literal["tower", "projector", "language_model"]
 Sharding = Literal["none", "ddp", "fsdp"]
 GIB = 2**30
 SPARE = 0.06  # of a card: the driver, fragmentation, work space
-UTILISATION = 0.45  # of the peak: the four published runs of LLaVA-1.5 stand between 0.40 and 0.52 (tests/train/test_plan.py)
+UTILISATION = 0.43  # of the peak: what the four published runs of LLaVA-1.5 reached, 0.40 to 0.49 (train/published.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ def flops(run: Run) -> Flops:
     return Flops(
         tower=run.views * _view(run),
         projector=run.views * _projector(run),
-        layers=2 * made.packable * length * (2 + again + own),
+        layers=2 * length * (made.packable * (2 + again + own) - again * made.layers * made.width * made.feed_forward),
         attention=4 * length**2 * run.attention_width * made.layers * (3 + again),
         head=2 * run.config.rows * made.width * run.learned_tokens * (2 + own),
         adapters=2 * run.adapters * length * (3 + again),
@@ -154,7 +155,9 @@ def _view(run: Run) -> float:
     rows = patches + 1  # and the CLS row
     layer = 2 * rows * (4 * width**2 + 2 * width * hidden) + 4 * rows**2 * width
     cut = 2 * patches * 3 * run.config.patch_size**2 * width
-    return cut * (2 if learns else 1) + layers * layer * (3 + run.checkpointing if learns else 1)
+    if not learns:
+        return cut + layers * layer
+    return 2 * cut + layers * (3 * layer + run.checkpointing * (layer - 2 * rows * width * hidden))
 
 
 def _projector(run: Run) -> float:
@@ -223,7 +226,7 @@ def activations(run: Run, *, bf16: bool = True) -> float:
     own, length = "language_model" in run.learns, run.tokens * run.padding
     stream = 4 if own or not bf16 else 2  # bytes of the residual stream
     size = 2 if bf16 else 4
-    attended = size * (4 * wide if made.kv_width < wide else 2 * wide + 2 * made.kv_width)
+    attended = size * (2 * wide + 2 * made.kv_width)
     if own:
         layer = made.width * (16 + (5 * size if bf16 else 0)) + attended + 4 * size * made.feed_forward
     else:
@@ -231,7 +234,8 @@ def activations(run: Run, *, bf16: bool = True) -> float:
     if run.rank:  # each adapter keeps what it reads, and what dropout left of it
         layer += 2 * size * (5 * made.width + wide + made.feed_forward)
     kept = layer + made.layers * stream * made.width if run.checkpointing else made.layers * layer
-    return length * (kept + 12 * made.width) + run.views * _tower_kept(run, size)
+    last = made.width * (8 if own else 4)  # the norm before the head
+    return length * (kept + last) + run.views * _tower_kept(run, size)
 
 
 def _tower_kept(run: Run, size: int) -> float:
