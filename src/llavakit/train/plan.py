@@ -171,7 +171,7 @@ def _projector(run: Run) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device at the fullest moment. ``copies``: bf16 copies of learned weights, or the layers gathered from the others."""
+    """Bytes on one device at the fullest moment: a later micro-batch, whose gradients are added to those there. ``copies``: bf16 copies of learned weights, or the layers gathered from the others."""
 
     weights: float
     copies: float
@@ -199,7 +199,7 @@ def memory(run: Run, *, rows: int, devices: int = 1, sharding: Sharding = "none"
         copies=copies,
         gradients=4 * run.learned / share,
         moments=8 * run.learned / share,
-        activations=rows * activations(run, bf16=bf16),
+        activations=rows * (activations(run, bf16=bf16) + 3 * cast * made.feed_forward * run.tokens * run.padding),  # and one layer's own
         logits=rows * run.learned_tokens * run.config.rows * (10 if bf16 else 12),  # as computed, in fp32, and their gradient
     )
 
