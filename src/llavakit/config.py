@@ -323,6 +323,8 @@ class TrainConfig:
     "A sample that cannot be used stops the run, or is left out and counted."
     allow_outside: bool = False
     "Let image names leave the images folder (absolute or ../)."
+    preflight: bool = True
+    "Before the first step of a new run: open every picture's header, show what is learned, rehearse save and resume, predict the hours."
     out: Path = Path("runs/out")
     "The run folder: config.yaml, metrics.jsonl, loss.png and the checkpoints step-N."
     save_every: int = 1000

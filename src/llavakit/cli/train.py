@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option, Typer
 
-from llavakit.cli import options, terminal
+from llavakit.cli import options, preflight, terminal
 
 if TYPE_CHECKING:
     from llavakit.config import TrainConfig
@@ -26,28 +26,29 @@ FINETUNE_EXAMPLES = """Examples:
 
 Words = Annotated[list[str] | None, Argument(metavar="KEY=VALUE", show_default=False, help="Options; --options lists them.")]
 File = Annotated[Path | None, Option("--config", "-c", metavar="FILE", help="A YAML file of options, for example a run's config.yaml.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check the data, rehearse save and resume, predict memory and hours, and leave.")]
 ListOptions = Annotated[bool, Option("--options", help="List the options, what they take and what they are, and leave.")]
 
 app = Typer(help="Train a model in two stages.", no_args_is_help=True, rich_markup_mode="rich")
 
 
 @app.command(epilog=PRETRAIN_EXAMPLES)
-def pretrain(words: Words = None, config: File = None, list_options: ListOptions = False) -> None:
+def pretrain(words: Words = None, config: File = None, dry_run: DryRun = False, list_options: ListOptions = False) -> None:
     """Stage 1: the projector alone learns, on pictures and captions."""
     from llavakit.config import PRETRAIN
 
-    _stage(PRETRAIN, words, config, list_options)
+    _stage(PRETRAIN, words, config, dry_run, list_options)
 
 
 @app.command(epilog=FINETUNE_EXAMPLES)
-def finetune(words: Words = None, config: File = None, list_options: ListOptions = False) -> None:
+def finetune(words: Words = None, config: File = None, dry_run: DryRun = False, list_options: ListOptions = False) -> None:
     """Stage 2: the projector and the language model learn, on conversations."""
     from llavakit.config import FINETUNE
 
-    _stage(FINETUNE, words, config, list_options)
+    _stage(FINETUNE, words, config, dry_run, list_options)
 
 
-def _stage(base: TrainConfig, words: list[str] | None, file: Path | None, list_options: bool) -> None:
+def _stage(base: TrainConfig, words: list[str] | None, file: Path | None, dry_run: bool, list_options: bool) -> None:
     from llavakit.config import parse
 
     config = parse(base, words or (), file=file)
@@ -57,6 +58,8 @@ def _stage(base: TrainConfig, words: list[str] | None, file: Path | None, list_o
     options.quiet()
     from llavakit.train.loop import train
 
+    if preflight.before(config, only=dry_run):
+        return
     outcome = train(config)
     print(outcome.checkpoint)
     if outcome.exit_code:

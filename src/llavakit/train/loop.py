@@ -39,7 +39,7 @@ from llavakit.train.stages import STAGES
 
 SaveModel = Callable[[Llava, Processor, Path], None]
 SILENT_SHARE = 0.01  # hardening D10: more samples than this without a learned token stop the run
-NOT_COMPARED = frozenset({"out", "resume", "force", "log_every"})
+NOT_COMPARED = frozenset({"out", "resume", "force", "log_every", "preflight"})
 
 
 @dataclass(frozen=True, kw_only=True)
