@@ -44,7 +44,8 @@ from llavakit.types import Image
 FOLDER = ".preflight"
 LOOKED = 512  # samples encoded to learn how long they are
 MASKS = 3  # samples shown
-STEPS = 4  # of the rehearsal; the first is not timed
+STEPS = 4  # of the rehearsal's first leg; the first is not timed
+PATIENCE, MOST = 8, 40  # seconds, steps: where steps are quick, so many more after resuming, because few measure badly
 HEAD = 1 << 16  # bytes of a picture file that mostly hold its header
 THREADS = 8
 PARTS: Mapping[str, Part] = {"vision_tower": "tower", "multi_modal_projector": "projector", "language_model": "language_model"}
@@ -148,7 +149,7 @@ def inspect(config: TrainConfig, *, say: Say, save_model: loop.SaveModel = store
     run = described(config, model, seen, samples=len(source))
     del model
     steps = config.steps if config.steps is not None else run.steps
-    tried = rehearse(replace(config, steps=min(STEPS, steps)), say=say, save_model=save_model)
+    tried = rehearse(replace(config, steps=min(STEPS, steps)), longest=steps, say=say, save_model=save_model)
     where = start.device(config)
     step = replace(run, batch=min(run.batch, run.samples))
     rate = calibrate(step, tried.seconds * run.tokens * step.batch / tried.tokens, peak=1.0)
@@ -273,8 +274,9 @@ def described(config: TrainConfig, model: Llava, seen: Lengths, *, samples: int)
     )  # fmt: skip
 
 
-def rehearse(config: TrainConfig, *, say: Say, save_model: loop.SaveModel = store.save) -> Rehearsal:
-    """Train ``config.steps`` steps in a folder of its own inside ``out``, save, verify what was saved, load it and resume. All is removed.
+def rehearse(config: TrainConfig, *, longest: int, say: Say, save_model: loop.SaveModel = store.save) -> Rehearsal:
+    """Train ``config.steps`` steps, and more where they are quick but never more than ``longest``, in a folder of its own
+    inside ``out``, save, verify what was saved, load it and resume. All is removed.
 
     Raises what these raise, KeyboardInterrupt when it was stopped by a signal.
     """
@@ -296,6 +298,9 @@ def rehearse(config: TrainConfig, *, say: Say, save_model: loop.SaveModel = stor
         _quietly(tried, reports.append, save_model)  # there is no step left: it loads, restores and ends
         again = time.perf_counter() - began
         assert len(reports) == config.steps, "the resumed run found its place"
+        more = min(MOST, longest - len(reports), int(PATIENCE / max(report.step_time for report in reports[1:] or reports)))
+        if more > 0:
+            _quietly(replace(tried, steps=len(reports) + more, save_every=MOST + STEPS), reports.append, save_model)
     finally:
         _remove(folder)
     timed = reports[1:] or reports
