@@ -64,6 +64,9 @@ def model_of(run: Run, *, forward: torch.dtype = torch.float32, attention: str =
     model = Llava(run.config)
     stage = STAGES["finetune" if "language_model" in run.learns else "pretrain"]
     rates = stage.with_rows(((r"vision_tower\..*", 1.0),) if "tower" in run.learns else ()).apply(model)
+    for name in model.vision_tower.never_run():
+        model.get_parameter(name).requires_grad_(False)
+        rates.pop(name, None)
     start.place(model, rates, device=torch.device("cpu"), forward=forward, frozen="bf16")
     model.language_model.set_attn_implementation(attention)
     model.vision_tower.vision_model.set_attn_implementation(attention)

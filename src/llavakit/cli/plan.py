@@ -23,7 +23,9 @@ EXAMPLES = """Examples:
 
 
 def plan(
-    recipe: Annotated[str | None, Argument(metavar="RECIPE", show_default=False, help="A published run; without one, all are listed.")] = None,
+    recipe: Annotated[
+        str | None, Argument(metavar="RECIPE", show_default=False, help="A published run; without one, all are listed.")
+    ] = None,
     words: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", show_default=False, help="Changes; --options lists them.")] = None,
     gpu: Annotated[str | None, Option("--gpu", metavar="CARD", help="The card (default: the published run's).")] = None,
     devices: Annotated[int | None, Option("--devices", min=1, help="How many (default: as many as in the published run).")] = None,
@@ -109,7 +111,8 @@ def _print(recipe: str, card: str, made: Plan, price: float | None) -> None:
 
     run = made.run
     print(f"{recipe} on {made.devices} x {card}")
-    print(f"  {run.samples * run.epochs:,} samples of {run.tokens:.0f} tokens ({run.image_tokens:.0f} of images), {run.padding:.2f} positions each")
+    tokens = f"{run.tokens:.0f} tokens ({run.image_tokens:.0f} of images), {run.padding:.2f} positions each"
+    print(f"  {run.samples * run.epochs:,} samples of {tokens}")
     print(f"  {run.learned:,} parameters learn; {run.steps:,} steps of {run.batch}: {made.rows} at a time on each device", end="")
     print(f", {made.accumulation} times; sharding {made.sharding}; checkpointing {'on' if run.checkpointing else 'off'}")
     print("\noperations of a sample, 10^12")

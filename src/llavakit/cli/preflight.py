@@ -17,7 +17,10 @@ def before(config: TrainConfig, *, only: bool) -> bool:
 
     console = terminal.out() if only else terminal.err()
     if only or (config.preflight and not preflight.begun(config)):
-        report = preflight.inspect(config, say=terminal.err().print)
+        first = preflight.first_rank()
+        report = preflight.inspect(config, say=terminal.err().print if first else lambda text: None)
+        if not first:
+            return only
         colors = terminal.has_color(console)
         for mask in report.masks:
             console.print(f"{mask.where} (id {mask.id})")

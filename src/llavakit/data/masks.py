@@ -1,7 +1,7 @@
 """A sample as runs of one kind, for people: what is a picture, what is learned, what is read only.
 
-    <s> USER : \\n <image> x 576 ... What is this ? ASSISTANT : A cat . </s>
-    [ ignored ][  image  ][           ignored             ][  learned   ]
+<s> USER : \\n <image> x 576 ... What is this ? ASSISTANT : A cat . </s>
+[ ignored ][  image  ][           ignored             ][  learned   ]
 """
 
 from __future__ import annotations

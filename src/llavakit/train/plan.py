@@ -171,7 +171,10 @@ def _projector(run: Run) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device at the fullest moment: a later micro-batch, whose gradients are added to those there. ``copies``: bf16 copies of learned weights, or the layers gathered from the others."""
+    """Bytes on one device at the fullest moment: in a later micro-batch, whose gradients are added to those there.
+
+    ``copies``: bf16 copies of learned weights, or the layers gathered from other devices.
+    """
 
     weights: float
     copies: float
@@ -213,7 +216,8 @@ def _weights(run: Run, *, bf16: bool) -> float:
     parts = {"tower": made.tower, "projector": made.projector, "language_model": made.language_model}
     frozen = {"tower": made.tower * each, "projector": made.projector * each, "language_model": packed}
     row_end = made.row_end * (4 if "language_model" in run.learns else each)
-    return row_end + sum(4 * count if part in run.learns else frozen[part] for part, count in parts.items())
+    idle = made.idle * (4 - each) * ("tower" in run.learns)  # what is never run stays as it came
+    return row_end - idle + sum(4 * count if part in run.learns else frozen[part] for part, count in parts.items())
 
 
 def activations(run: Run, *, bf16: bool = True) -> float:

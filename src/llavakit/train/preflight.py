@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import shutil
 import sys
 import time
@@ -30,14 +31,18 @@ from llavakit.config import TrainConfig
 from llavakit.data.loader import Loader
 from llavakit.data.masks import Run as Piece
 from llavakit.data.masks import runs
-from llavakit.data.sources import SHOWN, Sample, Source, read_llava
+from llavakit.data.mixture import Mixture
+from llavakit.data.sources import SHOWN, Sample, Source
 from llavakit.errors import DataError, ImageError, LlavaError, TrainingError
 from llavakit.images import image_size
 from llavakit.model.llava import Llava
 from llavakit.processor import Processor
 from llavakit.train import loop, start, state
+from llavakit.train.loop import SILENT_SHARE
 from llavakit.train.plan import GIB, Part, Run, calibrate, flops, hours, memory
 from llavakit.train.progress import StepReport
+from llavakit.train.ranks import Ranks, joined
+from llavakit.train.saving import SaveModel
 from llavakit.train.stages import STAGES
 from llavakit.types import Image
 
@@ -137,12 +142,16 @@ def begun(config: TrainConfig) -> bool:
     return config.resume not in ("auto", "never") or bool(state.checkpoints(config.out))
 
 
-def inspect(config: TrainConfig, *, say: Say, save_model: loop.SaveModel = store.save) -> Report:
+def first_rank() -> bool:
+    """Whether this process is the one that reads for all and speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def inspect(config: TrainConfig, *, say: Say, save_model: SaveModel = store.save) -> Report:
     """Look at everything a run needs. Raises what the run itself would raise, and DataError or TrainingError as listed above."""
     config = start.settled(config)
-    assert config.data is not None
-    source = read_llava(config.data, image_root=config.images, on_bad=config.on_bad_sample, allow_outside=config.allow_outside)
-    pictures, unreadable = headers(source, config, say)
+    source = start.samples(config)
+    pictures, unreadable = headers(source, config, say) if first_rank() else (0, ())
     model, processor = start.model_and_processor(config, None)
     masks = tuple(_masks(source, processor))
     seen = lengths(source, processor, config)
@@ -226,21 +235,21 @@ def _unbound(processor: Processor) -> Processor:
     return unbound
 
 
-def lengths(source: Source, processor: Processor, config: TrainConfig) -> Lengths:
+def lengths(source: Source | Mixture, processor: Processor, config: TrainConfig) -> Lengths:
     """Encode samples drawn evenly from the file, in batches as the run makes them. Raises TrainingError ``silent_samples``."""
     every = max(1, math.ceil(len(source) / LOOKED))
     chosen = range(0, len(source), every)
-    sizes = source.lengths() if config.group else []
+    sizes = source.lengths()
     loader = Loader(
         [source[i] for i in chosen], processor, batch_size=config.batch_size, seed=config.seed, accumulation=config.accumulation,
-        group=config.group, lengths=[sizes[i] for i in chosen] if config.group else (), on_bad=config.on_bad_sample,
+        group=config.group, lengths=[sizes[i] for i in chosen], pack=config.pack, placement=config.placement, on_bad=config.on_bad_sample,
     )  # fmt: skip
     windows = [window for _, window in zip(range(loader.steps_per_epoch), loader, strict=False)]
     batches = [batch for window in windows for batch in window.batches]
     looked = sum(window.samples for window in windows)
     tokens = sum(window.tokens for window in windows)
     silent = sum(window.silent for window in windows)
-    if silent > loop.SILENT_SHARE * max(looked, 100):
+    if silent > SILENT_SHARE * max(looked, 100):
         raise TrainingError(
             f"{silent} of {looked} samples looked at have no learned token",
             code="silent_samples",
@@ -253,7 +262,7 @@ def lengths(source: Source, processor: Processor, config: TrainConfig) -> Length
         image_tokens=sum(grid.tokens for batch in batches for grid in batch.grids) / looked,
         learned=sum(window.learned for window in windows) / looked,
         views=sum(len(batch.views) for batch in batches) / looked,
-        longest=max(int(batch.mask.sum(1).max()) for batch in batches),
+        longest=max(max(batch.segments or (int(batch.mask.sum(1).max()),)) for batch in batches),
         padding=sum(batch.input_ids.numel() for batch in batches) / tokens,
         cut=sum(window.cut for window in windows),
         silent=silent,
@@ -274,17 +283,23 @@ def described(config: TrainConfig, model: Llava, seen: Lengths, *, samples: int)
     )  # fmt: skip
 
 
-def rehearse(config: TrainConfig, *, longest: int, say: Say, save_model: loop.SaveModel = store.save) -> Rehearsal:
+def rehearse(config: TrainConfig, *, longest: int, say: Say, save_model: SaveModel = store.save) -> Rehearsal:
     """Train ``config.steps`` steps, and more where they are quick but never more than ``longest``, in a folder of its own
     inside ``out``, save, verify what was saved, load it and resume. All is removed.
 
     Raises what these raise, KeyboardInterrupt when it was stopped by a signal.
     """
+    with joined(start.device(config).type, config.timeout) as ranks:
+        return _rehearsed(config, ranks, longest, say, save_model)
+
+
+def _rehearsed(config: TrainConfig, ranks: Ranks, longest: int, say: Say, save_model: SaveModel) -> Rehearsal:
     folder = config.out / FOLDER
-    _remove(folder)
+    if ranks.main:
+        _remove(folder)
     tried = replace(config, out=folder, resume="auto", keep=1, save_every=config.steps or 1)
     reports: list[StepReport] = []
-    where = start.device(config)
+    where = start.device(config, ranks.local)
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
     say(f"rehearsing: {config.steps} steps, save, load, resume")
@@ -298,11 +313,14 @@ def rehearse(config: TrainConfig, *, longest: int, say: Say, save_model: loop.Sa
         _quietly(tried, reports.append, save_model)  # there is no step left: it loads, restores and ends
         again = time.perf_counter() - began
         assert len(reports) == config.steps, "the resumed run found its place"
-        more = min(MOST, longest - len(reports), int(PATIENCE / max(report.step_time for report in reports[1:] or reports)))
+        slowest = ranks.of_main(max(report.step_time for report in reports[1:] or reports))
+        more = min(MOST, longest - len(reports), int(PATIENCE / slowest))
         if more > 0:
             _quietly(replace(tried, steps=len(reports) + more, save_every=MOST + STEPS), reports.append, save_model)
+        ranks.sums([0])  # all are done with the folder
     finally:
-        _remove(folder)
+        if ranks.main:
+            _remove(folder)
     timed = reports[1:] or reports
     return Rehearsal(
         steps=len(reports),
@@ -316,7 +334,7 @@ def rehearse(config: TrainConfig, *, longest: int, say: Say, save_model: loop.Sa
     )
 
 
-def _quietly(config: TrainConfig, on_step: Callable[[StepReport], None], save_model: loop.SaveModel) -> Path:
+def _quietly(config: TrainConfig, on_step: Callable[[StepReport], None], save_model: SaveModel) -> Path:
     with contextlib.redirect_stderr(io.StringIO()):
         outcome = loop.train(config, on_step=on_step, save_model=save_model)
     if outcome.signal is not None:
