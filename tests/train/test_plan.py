@@ -203,7 +203,7 @@ def test_the_fullest_moment_of_a_second_micro_batch(stage: str, checkpointing: b
     assert (0.8 if checkpointing else 0.95) < share < 1.02  # with checkpointing the copies are gone before a layer is computed again
 
 
-@settings(max_examples=20)
+@settings(max_examples=5, deadline=None)
 @given(rows=st.integers(1, 64), devices=st.integers(2, 64), checkpointing=st.booleans(), stage=st.sampled_from(sorted(LEARNS)))
 def test_memory_only_shrinks_by_what_saves_memory(rows: int, devices: int, checkpointing: bool, stage: str) -> None:
     run = run_of(stage, checkpointing=checkpointing)
@@ -220,7 +220,7 @@ def test_memory_only_shrinks_by_what_saves_memory(rows: int, devices: int, check
 # ---- hours
 
 
-@settings(max_examples=20)
+@settings(max_examples=5, deadline=None)
 @given(samples=st.integers(1, 10**6), epochs=st.integers(1, 9), rate=st.floats(1e9, 1e18))
 def test_hours_are_operations_over_the_rate(samples: int, epochs: int, rate: float) -> None:
     run = run_of("finetune", samples=samples, epochs=epochs)
@@ -272,6 +272,7 @@ def test_the_mixture_has_the_published_counts() -> None:
     assert not [row.name for row in MIX_665K if not row.pictured and row.name != "ShareGPT"]
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 64))
 def test_the_longest_of_more_is_longer(count: int) -> None:
     assert longest(MIX_665K, 1) == pytest.approx(mean(MIX_665K, "text"))

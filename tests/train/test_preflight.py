@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_ranks import finished, torchrun
 from weights import weights
 
 from llavakit.checkpoint import store
@@ -25,6 +26,12 @@ from llavakit.train.plan import memory
 
 def silent(text: object) -> None:
     """No one listens."""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the test of it takes more steps than must be."""
+    monkeypatch.setattr(preflight, "PATIENCE", 0)
 
 
 @pytest.fixture
@@ -76,8 +83,11 @@ def test_the_report_knows_the_run(stage: str, request: pytest.FixtureRequest) ->
     assert any("GiB" in line for line in report.lines())
 
 
-def test_hours_follow_the_measured_step(finetune: TrainConfig) -> None:
+def test_hours_follow_the_measured_steps(finetune: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "PATIENCE", 1000)
+    monkeypatch.setattr(preflight, "MOST", 3)
     report = preflight.inspect(replace(finetune, steps=400), say=silent)
+    assert report.rehearsal.steps == preflight.STEPS + 3
     mean = report.lengths.tokens * report.run.batch
     assert report.hours * 3600 == pytest.approx(400 * report.rehearsal.seconds * mean / report.rehearsal.tokens)
 
@@ -180,3 +190,10 @@ def test_training_inspects_first_unless_told_not_to(finetune: TrainConfig, capsy
     assert told.out.strip() == str(finetune.out / "step-2")
     assert main([*words(replace(finetune, out=finetune.out.with_name("other"))), "preflight=false"]) == 0
     assert "rehearsal" not in capsys.readouterr().err
+
+
+def test_two_ranks_inspect_together_and_one_speaks(finetune: TrainConfig) -> None:
+    said = finished(torchrun(replace(finetune, preflight=True, steps=2)))
+    assert said.count("rehearsal ") == 1
+    assert (finetune.out / "step-2").is_dir()
+    assert not (finetune.out / preflight.FOLDER).exists()

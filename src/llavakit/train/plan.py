@@ -128,7 +128,7 @@ class Flops:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, part.name) for part in fields(self))
+        return sum(float(getattr(self, part.name)) for part in fields(self))
 
 
 def flops(run: Run) -> Flops:
@@ -185,7 +185,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, part.name) for part in fields(self))
+        return sum(float(getattr(self, part.name)) for part in fields(self))
 
 
 def memory(run: Run, *, rows: int, devices: int = 1, sharding: Sharding = "none", bf16: bool = True) -> Memory:

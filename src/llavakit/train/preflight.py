@@ -212,7 +212,7 @@ def _unreadable(image: Image, sample: Sample) -> str:
                 return ""
         image_size(image)
     except LlavaError as error:
-        return f"{sample.where} (id {sample.id}): {error.where or image.source} {error.what}"
+        return f"{sample.where} (id {sample.id}): {error.where} {error.what}"
     return ""
 
 
