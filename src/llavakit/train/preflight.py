@@ -155,7 +155,7 @@ def inspect(config: TrainConfig, *, say: Say, save_model: SaveModel = store.save
     model, processor = start.model_and_processor(config, None)
     masks = tuple(_masks(source, processor))
     seen = lengths(source, processor, config)
-    run = described(config, model, seen, samples=len(source))
+    run = described(config, model, seen, samples=max(1, len(source) - config.holdout))
     del model
     steps = config.steps if config.steps is not None else run.steps
     tried = rehearse(replace(config, steps=min(STEPS, steps)), longest=steps, say=say, save_model=save_model)
@@ -297,7 +297,7 @@ def _rehearsed(config: TrainConfig, ranks: Ranks, longest: int, say: Say, save_m
     folder = config.out / FOLDER
     if ranks.main:
         _remove(folder)
-    tried = replace(config, out=folder, resume="auto", keep=1, save_every=config.steps or 1)
+    tried = replace(config, out=folder, resume="auto", keep=1, save_every=config.steps or 1, holdout=0, track="none")
     reports: list[StepReport] = []
     where = start.device(config, ranks.local)
     if where.type == "cuda":
