@@ -121,6 +121,8 @@ class TrainConfig:
     "A sample that cannot be used stops the run, or is left out and counted."
     allow_outside: bool = False
     "Let image names leave the images folder (absolute or ../)."
+    preflight: bool = True
+    "Before the first step of a new run: open every picture's header, show what is learned, rehearse save and resume, predict the hours."
     out: Path = Path("runs/out")
     "The run folder: config.yaml, metrics.jsonl, loss.png and the checkpoints step-N."
     holdout: int = 0
@@ -166,6 +168,8 @@ FIXED = frozenset({
 })  # fmt: skip
 
 PRETRAIN = TrainConfig(stage="pretrain", template="plain", aspect="square", lr=1e-3, batch_size=32, out=Path("runs/pretrain"))
-FINETUNE = TrainConfig(stage="finetune", template="vicuna_v1", aspect="pad", lr=2e-5, batch_size=16, out=Path("runs/finetune"))
+FINETUNE = TrainConfig(
+    stage="finetune", template="vicuna_v1", aspect="pad", placement="first", lr=2e-5, batch_size=16, out=Path("runs/finetune")
+)
 LORA = replace(FINETUNE, lora=Lora(), lr=2e-4, out=Path("runs/lora"))
 QLORA = replace(LORA, lora=Lora(r=64, alpha=16, bits=4), out=Path("runs/qlora"))  # the original's values where its script gives none

@@ -46,5 +46,5 @@ def pretrain(finetune: TrainConfig, captions: Path) -> TrainConfig:
 def finetune(data: Path, tiny_model_dir: Path, tmp_path: Path) -> TrainConfig:
     return replace(
         FINETUNE, start=tiny_model_dir, data=data, out=tmp_path / "run", batch_size=2, accumulation=2, steps=3, lr=1e-3, dtype="fp32",
-        device="cpu", max_length=512,
+        device="cpu", max_length=512, preflight=False,
     )  # fmt: skip

@@ -7,13 +7,14 @@ from typing import Annotated
 from typer import Exit, Option, Typer
 
 from llavakit import __version__
-from llavakit.cli import ask, chat, convert, demo, environment, info, miniature, scenes, show, train, verify
+from llavakit.cli import ask, chat, convert, demo, environment, info, miniature, plan, scenes, show, train, verify
 
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
     ("chat", chat.chat, chat.EXAMPLES),
     ("show", show.show, show.EXAMPLES),
     ("info", info.info, info.EXAMPLES),
+    ("plan", plan.plan, plan.EXAMPLES),
     ("verify", verify.verify, verify.EXAMPLES),
     ("convert", convert.convert, convert.EXAMPLES),
     ("demo", demo.demo, demo.EXAMPLES),

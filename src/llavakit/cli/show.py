@@ -6,8 +6,6 @@ Only the processor is loaded, so this is quick on any checkpoint, and on a train
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.text import Text
 
+    from llavakit.data.masks import Run
     from llavakit.processor import Inputs, Processor
 
 EXAMPLES = """Examples:
@@ -30,14 +29,6 @@ EXAMPLES = """Examples:
   llava show photo.jpg "What is this?" --reply "A cat." --views views.png
   llava show --data scenes/finetune.json --images scenes/images --index 3
 """
-
-
-@dataclass(frozen=True)
-class Run:
-    """Neighbouring tokens of one kind: ``image``, ``learned`` or ``ignored``."""
-
-    kind: str
-    pieces: tuple[str, ...]
 
 
 def show(
@@ -56,6 +47,8 @@ def show(
     """Show a conversation as the model sees it."""
     if (data is None) == (not words):
         raise ConfigError("nothing to show", code="no_question", remedy="give a question (with pictures before it), or --data FILE")
+    from llavakit.data.masks import runs
+
     conversation = read_sample(data, images, index) if data is not None else typed(words or [], reply)
     processor = load_processor(model, template)
     inputs = processor.encode(conversation, learn=not conversation.open)
@@ -100,20 +93,6 @@ def load_processor(model: str | None, template: str | None) -> Processor:
 
     processor = Processor.load(places.find(model))
     return processor if template is None else processor.using(options.prompt_format(template))
-
-
-def runs(inputs: Inputs, processor: Processor) -> list[Run]:
-    """The sequence as runs of one kind, in order; together they hold every token once."""
-    from llavakit.processor import IGNORED
-
-    def kind(position: int) -> str:
-        if ids[position] == processor.image_token_id:
-            return "image"
-        return "ignored" if labels[position] == IGNORED else "learned"
-
-    ids, labels = inputs.input_ids.tolist(), inputs.labels.tolist()
-    pieces = processor.tokenizer.convert_ids_to_tokens(ids)
-    return [Run(name, tuple(pieces[i] for i in group)) for name, group in groupby(range(len(ids)), key=kind)]
 
 
 def counts(inputs: Inputs, found: list[Run]) -> dict[str, int]:

@@ -1,68 +1,64 @@
-"""``llava train``: one stage of LLaVA's recipe, from options to a checkpoint."""
+"""``llava train``: a recipe of the papers, from options to a checkpoint; and a run's report."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option, Typer
 
-from llavakit.cli import options, terminal
+from llavakit.cli import options, preflight, terminal
+from llavakit.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from llavakit.config import TrainConfig
 
-PRETRAIN_EXAMPLES = """Examples:
+EXAMPLES = """Examples:
 
-  llava train pretrain --options
-  llava train pretrain data=scenes/pretrain.json tower=clip decoder=vicuna out=runs/pretrain
-  llava train pretrain --config runs/pretrain/config.yaml lr=5e-4
-"""
-FINETUNE_EXAMPLES = """Examples:
-
-  llava train finetune start=runs/pretrain data=scenes/finetune.json out=runs/finetune
+  llava train pretrain data=captions.json images=pictures tower=clip decoder=vicuna out=runs/pretrain
+  llava train finetune data=talks.json images=pictures start=runs/pretrain out=runs/finetune
+  llava train task-lora data=mine.json start=llava-1.5-7b out=runs/mine --dry-run
   llava train finetune --config runs/finetune/config.yaml      (goes on where it stopped)
+  torchrun --nproc-per-node 8 -m llavakit train finetune ... shard=full
 """
+RECIPE_EXAMPLES = """Examples:
 
-LORA_EXAMPLES = """Examples:
-
-  llava train lora start=llava-1.5-7b data=mine.json out=runs/mine
-  llava train lora lora.bits=4 lora.r=64 lora.alpha=16 start=llava-1.5-7b data=mine.json      (QLoRA)
-  llava convert runs/mine merged --base llava-1.5-7b
+  llava train {name} --options
+  llava train {name} data=FILE images=FOLDER start=CHECKPOINT out=runs/{name} --dry-run
 """
 
 Words = Annotated[list[str] | None, Argument(metavar="KEY=VALUE", show_default=False, help="Options; --options lists them.")]
 File = Annotated[Path | None, Option("--config", "-c", metavar="FILE", help="A YAML file of options, for example a run's config.yaml.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check the data, rehearse save and resume, predict memory and hours, and leave.")]
 ListOptions = Annotated[bool, Option("--options", help="List the options, what they take and what they are, and leave.")]
 
-app = Typer(help="Train a model in two stages.", no_args_is_help=True, rich_markup_mode="rich")
+app = Typer(help="Train a model by one of the papers' recipes.", no_args_is_help=True, rich_markup_mode="rich", epilog=EXAMPLES)
 
 
-@app.command(epilog=PRETRAIN_EXAMPLES)
-def pretrain(words: Words = None, config: File = None, list_options: ListOptions = False) -> None:
-    """Stage 1: the projector alone learns, on pictures and captions."""
-    from llavakit.config import PRETRAIN
+def _command(recipe: Recipe) -> Callable[..., None]:
+    """The command of one recipe."""
 
-    _stage(PRETRAIN, words, config, list_options)
+    def run(words: Words = None, config: File = None, dry_run: DryRun = False, list_options: ListOptions = False) -> None:
+        _train(recipe.config, words, config, dry_run, list_options)
 
-
-@app.command(epilog=FINETUNE_EXAMPLES)
-def finetune(words: Words = None, config: File = None, list_options: ListOptions = False) -> None:
-    """Stage 2: the projector and the language model learn, on conversations."""
-    from llavakit.config import FINETUNE
-
-    _stage(FINETUNE, words, config, list_options)
+    return run
 
 
-@app.command(epilog=LORA_EXAMPLES)
-def lora(words: Words = None, config: File = None, list_options: ListOptions = False) -> None:
-    """Stage 2 with LoRA: small matrices beside the language model's frozen layers learn, and the projector."""
-    from llavakit.config import LORA
-
-    _stage(LORA, words, config, list_options)
+for _recipe in RECIPES.values():
+    _help = _recipe.help[0].upper() + _recipe.help[1:] + "." + (f" ({_recipe.note}.)" if _recipe.note else "")
+    app.command(_recipe.name, help=_help, epilog=RECIPE_EXAMPLES.format(name=_recipe.name))(_command(_recipe))
 
 
-def _stage(base: TrainConfig, words: list[str] | None, file: Path | None, list_options: bool) -> None:
+@app.command()
+def report(run: Annotated[Path, Argument(metavar="RUN", help="The folder of a run.")]) -> None:
+    """Make report.html of a run again."""
+    from llavakit.train.report import write_report
+
+    print(write_report(run))
+
+
+def _train(base: TrainConfig, words: list[str] | None, file: Path | None, dry_run: bool, list_options: bool) -> None:
     from llavakit.config import parse
 
     config = parse(base, words or (), file=file)
@@ -72,20 +68,24 @@ def _stage(base: TrainConfig, words: list[str] | None, file: Path | None, list_o
     options.quiet()
     from llavakit.train.loop import train
 
+    if preflight.before(config, only=dry_run):
+        return
     outcome = train(config)
     print(outcome.checkpoint)
     if outcome.exit_code:
         raise Exit(outcome.exit_code)
 
 
-def show_options(config: object) -> None:
-    """A table of every option with its value; below a terminal's width the help goes under the name."""
+def show_options(config: object, *, hidden: tuple[str, ...] = ()) -> None:
+    """A table of every option with its value, but for the hidden; below a terminal's width the help goes under the name."""
     from rich.text import Text
 
     from llavakit.config import describe
 
     console = terminal.out()
     for option in describe(config):
+        if option.name in hidden:
+            continue
         head = Text.assemble((option.name, "bold cyan"), f"={option.default}", (f"   {option.kind}", "dim"))
         console.print(head)
         if option.help:

@@ -15,7 +15,7 @@ from llavakit.data.sources import Source
 from llavakit.errors import TrainingError
 from llavakit.train import state
 
-NOT_COMPARED = frozenset({"out", "resume", "force", "log_every", "track"})
+NOT_COMPARED = frozenset({"out", "resume", "force", "log_every", "preflight", "track"})
 
 
 def make_folder(out: Path) -> None:

@@ -1,0 +1,331 @@
+"""Closed formulas against what torch counts and holds, and against the wall times that were published (spec 4.4)."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from llavakit.errors import ConfigError
+from llavakit.model.llava import IGNORED, Llava
+from llavakit.model.presets import ModelConfig, clip, llama
+from llavakit.model.released import SYSTEMS
+from llavakit.processor import Batch
+from llavakit.train import start
+from llavakit.train.cards import CARDS, card
+from llavakit.train.optim import Optimizer
+from llavakit.train.plan import GIB, UTILISATION, Part, Run, activations, calibrate, flops, hours, memory, plan, remedies
+from llavakit.train.published import MIX_665K, RUNS, longest, mean, padding, published
+from llavakit.train.stages import STAGES
+
+IMAGE, ROWS, TEXT, LEARNED = 639, 2, 120, 40
+CONFIG = ModelConfig(
+    vision=clip(size=112, width=64, layers=4, heads=4, projection=16),
+    text=llama(width=128, layers=3, heads=4, feed_forward=320, rows=640, positions=1024, pad=638) | {"num_key_value_heads": 2},
+    image_token_id=IMAGE,
+)
+LEARNS: dict[str, tuple[Part, ...]] = {
+    "pretrain": ("projector",),
+    "finetune": ("projector", "language_model"),
+    "whole": ("tower", "projector", "language_model"),
+}
+
+
+def run_of(stage: str, config: ModelConfig = CONFIG, **changes: Any) -> Run:
+    fields: dict[str, Any] = {
+        "config": config, "samples": 100, "batch": ROWS, "views": 1, "image_tokens": 64, "text_tokens": TEXT, "learned_tokens": LEARNED,
+        "learns": LEARNS[stage], "checkpointing": False,
+    }  # fmt: skip
+    return Run(**fields | changes)
+
+
+def batch_of(config: ModelConfig) -> Batch:
+    grid = config.tiling.grid(config.image_size, config.image_size)
+    length = grid.tokens + TEXT
+    ids = torch.full((ROWS, length), 5)
+    ids[:, 3 : 3 + grid.tokens] = IMAGE
+    labels = torch.full((ROWS, length), IGNORED)
+    labels[:, -LEARNED:] = 7
+    views = torch.randn(ROWS, 3, config.image_size, config.image_size)
+    return Batch(ids, labels, torch.ones_like(ids), torch.arange(length).expand(ROWS, -1), views, (grid,) * ROWS)
+
+
+def model_of(run: Run, *, forward: torch.dtype = torch.float32, attention: str = "eager") -> tuple[Llava, dict[str, float]]:
+    """A model whose stage is the run's, placed as training places it."""
+    model = Llava(run.config)
+    stage = STAGES["finetune" if "language_model" in run.learns else "pretrain"]
+    rates = stage.with_rows(((r"vision_tower\..*", 1.0),) if "tower" in run.learns else ()).apply(model)
+    for name in model.vision_tower.never_run():
+        model.get_parameter(name).requires_grad_(False)
+        rates.pop(name, None)
+    start.place(model, rates, device=torch.device("cpu"), forward=forward, frozen="bf16")
+    model.language_model.set_attn_implementation(attention)
+    model.vision_tower.vision_model.set_attn_implementation(attention)
+    model.train()
+    if "tower" not in run.learns:
+        model.vision_tower.eval()
+    model.set_gradient_checkpointing(run.checkpointing)
+    return model, rates
+
+
+# ---- operations
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "again"])
+@pytest.mark.parametrize("stage", LEARNS)
+def test_the_formulas_count_what_torch_counts(stage: str, checkpointing: bool) -> None:
+    run = run_of(stage, checkpointing=checkpointing)
+    model, _ = model_of(run)
+    with FlopCounterMode(display=False) as counter:
+        model(batch_of(run.config)).loss_sum.backward()
+    assert counter.get_total_flops() == pytest.approx(ROWS * flops(run).total, rel=0.01)
+
+
+def test_each_part_counts_what_torch_counts_for_it() -> None:
+    run = run_of("finetune")
+    model, _ = model_of(run)
+    with FlopCounterMode(display=False) as counter:
+        model(batch_of(run.config)).loss_sum.backward()
+    counted = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    made = flops(run)
+    assert counted["Llava.vision_tower"] == pytest.approx(ROWS * made.tower, rel=0.01)
+    assert counted["Llava.multi_modal_projector"] == pytest.approx(ROWS * made.projector, rel=0.01)
+    assert counted["Llava.language_model.lm_head"] == pytest.approx(ROWS * made.head, rel=0.01)
+    assert counted["Llava.language_model"] == pytest.approx(ROWS * (made.layers + made.attention + made.head), rel=0.01)
+
+
+@pytest.mark.parametrize("changes", [{"projector": "linear"}, {"select_layer": -1}, {"select_feature": "cls_patch"}], ids=str)
+def test_every_shape_is_counted(changes: dict[str, Any]) -> None:
+    config = replace(CONFIG, **changes)
+    run = run_of("pretrain", config, image_tokens=config.view_tokens)
+    model, _ = model_of(run)
+    with FlopCounterMode(display=False) as counter:
+        model(batch_of(config)).loss_sum.backward()
+    assert counter.get_total_flops() == pytest.approx(ROWS * flops(run).total, rel=0.01)
+
+
+def test_adapters_are_a_rank_on_every_linear_layer_of_the_language_model() -> None:
+    run = run_of("pretrain", rank=4)
+    decoder = Llava(CONFIG).language_model.model
+    linears = [module for module in decoder.modules() if type(module) is nn.Linear]
+    assert run.adapters == sum(4 * (module.in_features + module.out_features) for module in linears)
+    assert flops(run).adapters == 2 * run.adapters * run.tokens * 3
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("stage", LEARNS)
+def test_weights_and_moments_are_exact(stage: str) -> None:
+    run = run_of(stage)
+    model, rates = model_of(run, forward=torch.bfloat16)
+    optimizer = Optimizer(model, rates, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.999), clip=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(batch_of(run.config)).loss_sum
+    loss.backward()
+    gradients = sum(value.grad.nbytes for value in model.parameters() if value.grad is not None)
+    optimizer.step(1.0)
+    moments = sum(value.nbytes for value in optimizer.state().values() if value.ndim)
+    found = memory(run, rows=ROWS)
+    assert found.weights == sum(value.nbytes for value in model.parameters())
+    assert (found.gradients, found.moments) == (gradients, moments)
+
+
+@pytest.mark.parametrize("stage", LEARNS)
+def test_activations_are_what_autograd_keeps(stage: str) -> None:
+    run = run_of(stage)
+    model, _ = model_of(run, forward=torch.bfloat16, attention="sdpa")
+    own = {value.data_ptr() for value in model.parameters()}
+    kept: dict[int, tuple[int, torch.UntypedStorage]] = {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), storage)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), torch.autocast("cpu", torch.bfloat16):
+        model(batch_of(run.config))
+    copies = memory(run, rows=ROWS).copies
+    logits = ROWS * LEARNED * run.config.rows * 6
+    assert sum(size for size, _ in kept.values()) - copies - logits == pytest.approx(ROWS * activations(run), rel=0.05)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that live at a time of those made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.update(self._storages((args, kwargs)))
+        result = function(*args, **(kwargs or {}))
+        for storage in self._storages(result):
+            if storage not in self.seen:
+                self.seen.add(storage)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+    @staticmethod
+    def _storages(values: Any) -> list[torch.UntypedStorage]:
+        return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "again"])
+@pytest.mark.parametrize("stage", LEARNS)
+def test_the_fullest_moment_of_a_second_micro_batch(stage: str, checkpointing: bool) -> None:
+    text = llama(width=256, layers=6, heads=8, feed_forward=704, rows=640, positions=1024, pad=638)
+    run = run_of(stage, replace(CONFIG, text=text), text_tokens=TEXT, checkpointing=checkpointing)
+    model, _ = model_of(run, forward=torch.bfloat16, attention="sdpa")
+    with Peak() as peak:
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(batch_of(run.config)).loss_sum
+            loss.backward()
+    found = memory(run, rows=ROWS)
+    share = peak.most / (found.total - found.weights - found.moments)
+    assert (0.8 if checkpointing else 0.95) < share < 1.02  # with checkpointing the copies are gone before a layer is computed again
+
+
+@settings(max_examples=5, deadline=None)
+@given(rows=st.integers(1, 64), devices=st.integers(2, 64), checkpointing=st.booleans(), stage=st.sampled_from(sorted(LEARNS)))
+def test_memory_only_shrinks_by_what_saves_memory(rows: int, devices: int, checkpointing: bool, stage: str) -> None:
+    run = run_of(stage, checkpointing=checkpointing)
+    alone = memory(run, rows=rows)
+    sharded = memory(run, rows=rows, devices=devices, sharding="fsdp")
+    assert sharded.weights * devices == pytest.approx(alone.weights)
+    assert sharded.moments * devices == pytest.approx(alone.moments)
+    assert memory(run, rows=rows, devices=devices, sharding="ddp") == alone
+    assert memory(run, rows=rows + 1).total > alone.total
+    assert memory(replace(run, checkpointing=True), rows=rows).total <= alone.total
+    assert memory(run, rows=rows, bf16=False).activations > alone.activations
+
+
+# ---- hours
+
+
+@settings(max_examples=5, deadline=None)
+@given(samples=st.integers(1, 10**6), epochs=st.integers(1, 9), rate=st.floats(1e9, 1e18))
+def test_hours_are_operations_over_the_rate(samples: int, epochs: int, rate: float) -> None:
+    run = run_of("finetune", samples=samples, epochs=epochs)
+    assert hours(run, rate=rate) * 3600 * rate == pytest.approx(samples * epochs * flops(run).total)
+    again = replace(run, checkpointing=True)
+    assert hours(again, rate=rate) > hours(run, rate=rate)
+
+
+def test_calibration_is_the_inverse_of_the_prediction() -> None:
+    run = run_of("finetune", samples=1000, batch=10)
+    seconds = hours(run, rate=8 * 1e12 * 0.3) * 3600 / run.steps
+    assert calibrate(run, seconds, peak=8 * 1e12) == pytest.approx(0.3)
+
+
+V15 = [name for name, entry in RUNS.items() if name.startswith("v1.5") and entry.hours]
+
+
+@pytest.mark.parametrize("name", [*V15, "v1-7b-pretrain", "v1-13b-pretrain"])
+def test_published_wall_times_are_met_within_a_quarter(name: str) -> None:
+    entry = published(name)
+    assert plan(entry.run, card(entry.card), devices=entry.devices).hours == pytest.approx(entry.hours, rel=0.25)
+
+
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_both_stages_of_llava_1_5_together_are_met_within_a_tenth(size: str) -> None:
+    entries = [RUNS[f"v1.5-{size}-{stage}"] for stage in ("pretrain", "finetune")]
+    made = sum(plan(entry.run, card(entry.card), devices=8).hours for entry in entries)
+    assert made == pytest.approx(sum(entry.hours or 0 for entry in entries), rel=0.1)
+
+
+def test_one_utilisation_stands_amid_the_published_runs() -> None:
+    reached = [hours(RUNS[name].run, rate=8 * CARDS["A100-80"].peak) / (RUNS[name].hours or 1) for name in V15]
+    assert len(reached) == 4
+    assert 0.39 < min(reached) < UTILISATION < max(reached) < 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith(("v1-", "v1.5"))])
+def test_what_was_said_to_fit_fits(name: str) -> None:
+    entry = RUNS[name]
+    assert plan(entry.run, card(entry.card), devices=entry.devices).fits
+
+
+# ---- lengths
+
+
+def test_the_mixture_has_the_published_counts() -> None:
+    assert sum(row.samples for row in MIX_665K) == 665_298
+    assert sum(row.samples for row in MIX_665K if row.name.startswith("LLaVA-Instruct")) == 157_712
+    assert not [row.name for row in MIX_665K if not row.pictured and row.name != "ShareGPT"]
+
+
+@settings(deadline=None)
+@given(count=st.integers(1, 64))
+def test_the_longest_of_more_is_longer(count: int) -> None:
+    assert longest(MIX_665K, 1) == pytest.approx(mean(MIX_665K, "text"))
+    assert longest(MIX_665K, count) <= longest(MIX_665K, count + 1) <= max(row.text for row in MIX_665K)
+    assert padding(MIX_665K, 576, count) >= 1 - 1e-12
+    assert padding(MIX_665K, 576, count) >= padding(MIX_665K, 2880, count) - 1e-12
+
+
+# ---- plans
+
+
+def test_the_batch_is_reached_on_any_number_of_devices() -> None:
+    for devices in (1, 2, 8, 64, 512):
+        made = plan(RUNS["v1.5-7b-lora"].run, card("A100-80"), devices=devices)
+        assert made.fits
+        assert made.rows * made.devices * made.accumulation >= made.run.batch
+        assert made.rows * made.devices * (made.accumulation - 1) < made.run.batch
+
+
+def test_what_does_not_fit_gets_a_remedy_that_does() -> None:
+    made = plan(RUNS["v1.5-7b-finetune"].run, card("RTX4090"), devices=1)
+    assert not made.fits
+    found = list(remedies(made, card("RTX4090")))
+    assert found
+    assert all(other.fits for _, other in found)
+    assert any("rank" in words for words, _ in found)
+
+
+def test_rows_and_cost() -> None:
+    small, large = (plan(RUNS["v1.5-13b-pretrain"].run, card(name), devices=4) for name in ("A100-40", "A100-80"))
+    assert small.rows < large.rows
+    assert small.hours == large.hours
+    assert large.cost(2.0) == pytest.approx(8 * large.hours)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_published_system_can_be_planned(name: str) -> None:
+    run = run_of("finetune", SYSTEMS[name].config, image_tokens=576)
+    made = plan(run, card("H200"), devices=8)
+    assert made.memory.total > 0.9 * 16 * run.sizes.language_model / 8
+    assert made.room < 140 * GIB
+
+
+@pytest.mark.parametrize(
+    "changes", [{"samples": 0}, {"padding": 0.5}, {"learns": ()}, {"learns": ("language_model",), "rank": 8}, {"weights": "4bit"}], ids=str
+)
+def test_a_run_that_is_none_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        run_of("finetune", **changes)
+
+
+def test_unknown_names_are_told_the_known_ones() -> None:
+    for ask in (card, published):
+        with pytest.raises(ConfigError) as caught:
+            ask("nothing")
+        assert "use one of" in caught.value.remedy
