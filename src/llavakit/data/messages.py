@@ -31,6 +31,7 @@ def is_messages(record: Record) -> bool:
 
 def to_messages(record: Record) -> dict[str, Any]:
     """A LLaVA record as messages. Raises DataError: no_turns, bad_record, unknown_role."""
+    _only_one(record)
     told = []
     for where, turn in _turns(record, "conversations", "from"):
         value = turn.get("value")
@@ -39,14 +40,13 @@ def to_messages(record: Record) -> dict[str, Any]:
         pieces = value.split(IMAGE_MARKER) if turn["from"] == "human" else [value]  # a reply's marker is text
         content = [part for words in pieces for part in (_IMAGE, {"type": "text", "text": words})][1:]
         told.append(_without(turn, "from", "value") | {"role": _role(_ROLES, turn["from"], where), "content": _merged(content)})
-    if "messages" in record:
-        raise DataError("'messages' and 'conversations' in one record", code="bad_record", remedy="remove one")
     key = "images" if isinstance(record.get("image"), list) else "image"
     return {key if name == "image" else name: value for name, value in _without(record, "conversations").items()} | {"messages": told}
 
 
 def to_llava(record: Record) -> dict[str, Any]:
     """A record of messages as LLaVA's. Raises what ``normal`` raises, and DataError ``marker_in_text``."""
+    _only_one(record)
     record = normal(record)
     told = []
     for where, message in _turns(record, "messages", "role"):
@@ -101,6 +101,11 @@ def conversation(record: Record, images: Iterable[Image]) -> Conversation:
         return tuple(Text(part["text"]) if part["type"] == "text" else next(queue) for part in content)
 
     return Conversation(tuple(Message(message["role"], parts(message["content"])) for message in record["messages"]))
+
+
+def _only_one(record: Record) -> None:
+    if "messages" in record and "conversations" in record:
+        raise DataError("'messages' and 'conversations' in one record", code="bad_record", remedy="remove one")
 
 
 def _turns(record: Record, key: str, role: str) -> list[tuple[str, Record]]:
