@@ -1,8 +1,8 @@
 """What opening a training file costs: ``python benchmarks/data.py FOLDER [--records 665298]`` writes one of the real shape and measures.
 
 The file has the sources, counts, turns and image folders of LLaVA-1.5's mixture, with made-up words. Each part is measured in a process
-of its own: seconds, and memory beyond what the imports took. ``private`` counts a page of the file once for all processes, as the machine does;
-``resident`` counts it for every process that has touched it.
+of its own: seconds, and memory beyond what the imports took. ``private`` counts a page of the file once for all processes, as the
+machine does; ``resident`` counts it for every process that has touched it.
 """
 
 from __future__ import annotations
