@@ -270,9 +270,13 @@ class TrainConfig:
     projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
     "Without start: the shape of the new, untrained projector."
     data: Path | None = None
-    "The samples: LLaVA JSON or JSONL, plain or gzipped."
+    "The samples: LLaVA JSON or JSONL, plain or gzipped; or a mixture, as a manifest (.yaml) or the name of a shipped one."
     images: Path | None = None
-    "The folder that the samples' image names are relative to (default: the folder of data)."
+    "The folder that the samples' image names are relative to (default: the folder of data); of a mixture, where its files lie."
+    share: float = 1.0
+    "Of a mixture: the part of every source that is taken; 0.01 and 0.1 are the usual trials."
+    placement: Literal["as_data", "random", "first"] = "as_data"
+    "Where the picture stands in a turn: as written, before or after the first question at random (papers), or first (the code)."
     template: str = "vicuna_v1"
     "The prompt format (a name of prompts.TEMPLATES)."
     aspect: Literal["square", "pad", "anyres"] = "pad"
@@ -286,7 +290,7 @@ class TrainConfig:
     batch_size: int = 16
     "Samples in one forward pass."
     accumulation: int = 8
-    "Forward passes in one optimizer step."
+    "Forward passes in one optimizer step, on all devices together: the global batch is batch_size x accumulation anywhere."
     epochs: int = 1
     "Times through the samples."
     steps: int | None = None
@@ -309,6 +313,10 @@ class TrainConfig:
     "How frozen weights are held: as stored, or halved to bf16 (only when the forward pass is bf16)."
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     "Where to compute; auto takes cuda, then mps, then cpu."
+    shard: Literal["none", "full"] = "none"
+    "Under torchrun: each rank holds the model (DDP), or a part of every layer, gradient and moment (FSDP2)."
+    timeout: int = 1800
+    "Under torchrun: seconds without a step after which a rank writes its stacks to stacks-RANK.txt and ends."
     gradient_checkpointing: bool = False
     "Compute the decoder's activations twice and keep fewer of them: about a third slower, far less memory."
     seed: int = 0
@@ -317,6 +325,8 @@ class TrainConfig:
     "Processes that prepare batches; 0 prepares them in the training process."
     cache_mb: int = 0
     "Memory for prepared samples, so that later epochs skip decoding; each worker has its own share."
+    pack: bool = True
+    "Put the samples of a forward pass behind one another in one row, each apart, instead of padding them to the longest."
     group: int = 0
     "Sort samples by modality and length inside runs of so many optimizer steps, to pad less; 0 is off."
     on_bad_sample: Literal["stop", "skip"] = "stop"
@@ -339,11 +349,13 @@ class TrainConfig:
     "Stop after so many steps in a row whose loss or gradient is not a number; such steps change nothing."
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "accumulation": 1, "epochs": 1, "max_length": 1, "save_every": 1, "log_every": 1, "non_finite_limit": 1}
+        counts = ("batch_size", "accumulation", "epochs", "max_length", "save_every", "log_every", "non_finite_limit", "timeout")
+        least = dict.fromkeys(counts, 1)
         least |= {"lr": 0, "weight_decay": 0, "clip": 0, "seed": 0, "workers": 0, "cache_mb": 0, "group": 0, "keep": 0}
         for name, low in least.items():
             _in_range(name, getattr(self, name), low, math.inf)
         _in_range("warmup", self.warmup, 0, 1)
+        _in_range("share", self.share, 0, 1)
         for beta in self.betas:
             _in_range("betas", beta, 0, 1)
         if self.steps is not None:
@@ -352,7 +364,7 @@ class TrainConfig:
 
 # What may not change between a checkpoint and its resumption without force: they decide what the weights and the samples are.
 FIXED = frozenset({
-    "stage", "rates", "start", "tower", "decoder", "projector", "data", "images", "template", "aspect",
+    "stage", "rates", "start", "tower", "decoder", "projector", "data", "images", "share", "placement", "template", "aspect",
     "tiles", "base",
     "max_length", "optimizer", "seed", "group", "on_bad_sample", "allow_outside",
 })  # fmt: skip

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -51,7 +52,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded to one length: ids, labels, mask, positions (B, T); the views of all (sum V, 3, S, S) and their grids, in order."""
+    """Examples padded to one length: ids, labels, mask, positions (B, T); the views of all (sum V, 3, S, S) and their grids, in order.
+
+    Or examples packed into one row, B = 1: ``segments`` are their lengths, positions begin anew in each, and none sees another.
+    """
 
     input_ids: Tensor
     labels: Tensor
@@ -59,11 +63,12 @@ class Batch:
     positions: Tensor
     views: Tensor
     grids: tuple[Grid, ...]
+    segments: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
         """The same on a device; ``dtype`` is that of the views."""
         ids, labels, mask, positions = (t.to(device) for t in (self.input_ids, self.labels, self.mask, self.positions))
-        return Batch(ids, labels, mask, positions, self.views.to(device, dtype), self.grids)
+        return Batch(ids, labels, mask, positions, self.views.to(device, dtype), self.grids, self.segments)
 
 
 class Processor:
@@ -211,6 +216,16 @@ class Processor:
             positions[row, place], mask[row, place] = torch.arange(count), True
         views = torch.cat([one.views for one in inputs])
         return Batch(ids, labels, mask, positions, views, tuple(grid for one in inputs for grid in one.grids))
+
+    def pack(self, inputs: Sequence[Inputs]) -> Batch:
+        """Examples behind one another in one row, nothing padded. What stands first in an example is predicted from nothing: no label."""
+        ids = torch.cat([one.input_ids for one in inputs])[None]
+        labels = torch.cat([one.labels for one in inputs])[None].clone()
+        segments = tuple(len(one.input_ids) for one in inputs)
+        labels[0, [0, *accumulate(segments[:-1])]] = IGNORED
+        positions = torch.cat([torch.arange(length) for length in segments])[None]
+        views, grids = torch.cat([one.views for one in inputs]), tuple(grid for one in inputs for grid in one.grids)
+        return Batch(ids, labels, torch.ones_like(ids, dtype=torch.bool), positions, views, grids, segments)
 
     def decode(self, ids: Sequence[int] | Tensor, *, special: bool = False) -> str:
         """The text of some ids; special tokens are left out unless asked for."""

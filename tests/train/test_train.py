@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from weights import equal, weights
 
 from llavakit.checkpoint import store
 from llavakit.config import TrainConfig
+from llavakit.data.sources import read_llava
 from llavakit.errors import CheckpointError, ConfigError, LlavaError, TrainingError
 from llavakit.train import loop, start, state
 from llavakit.train.loop import train
@@ -170,7 +172,7 @@ def test_the_loss_is_the_mean_over_the_replies(finetune: TrainConfig, tiny_model
     """Against plain cross entropy over full logits of the same window, computed here."""
     config = start.settled(replace(finetune, steps=1, batch_size=12, accumulation=1))
     model, processor = start.model_and_processor(config, None)
-    source = loop.read_llava(config.data, image_root=config.images)
+    source = read_llava(config.data, image_root=config.images)
     (batch,) = next(iter(loop.Loader(source, processor, batch_size=12, seed=config.seed))).batches
     with torch.no_grad():
         logits = model(batch, full_logits=True).logits
@@ -305,3 +307,17 @@ def test_a_run_that_cannot_start_says_so(changes: dict[str, Any], code: str | No
     assert code in (None, caught.value.code)
     assert where in caught.value.where
     assert state.checkpoints(finetune.out) == []
+
+
+def test_a_mixture_trains_and_its_share_and_placement_are_fixed(finetune: TrainConfig, data: Path, tmp_path: Path) -> None:
+    """A manifest in place of a file; what decides which samples there are, and how they read, may not change on the way."""
+    sources = [{"name": "pictures", "file": data.name, "images": "."}, {"name": "again", "file": data.name, "images": ".", "take": 3}]
+    manifest = data.with_name("mixture.yaml")
+    manifest.write_text(yaml.safe_dump({"name": "small", "sources": sources}))
+    run = replace(finetune, data=manifest, images=data.parent, placement="random", steps=2)
+    outcome = train(run)
+    assert sum(line["samples"] for line in read_metrics(run.out)) == 8
+    store.load(outcome.checkpoint)
+    for changed in ({"share": 0.5}, {"placement": "first"}):
+        with pytest.raises(TrainingError, match="not the run"):
+            train(replace(run, steps=3, **changed))  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from llavakit.errors import LlavaError, TrainingError
 from llavakit.train import loop, progress, start, state
 from llavakit.train.loop import Outcome, train
 from llavakit.train.progress import StepReport, read_metrics
+from llavakit.train.signals import Signals
 
 # ---- what a run leaves behind
 
@@ -123,7 +124,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> None
         nonlocal calls
         calls += 1
         output = forward(self, batch, **options)
-        return replace(output, loss_sum=output.loss_sum * math.inf) if when(calls) else output
+        return output._replace(loss_sum=output.loss_sum * math.inf) if when(calls) else output
 
     monkeypatch.setattr(loop.Llava, "forward", poisoned)
 
@@ -152,7 +153,7 @@ def test_a_signal_ends_the_run_after_the_step(number: int, code: int, finetune: 
 def test_the_second_signal_ends_the_process_at_once() -> None:
     child = os.fork()
     if child == 0:
-        with loop._Signals():
+        with Signals():
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(7)

@@ -1,35 +1,45 @@
 """Samples to batches, in an order that is a pure function of (number of samples, seed, epoch) and, when grouped, their lengths.
 
-One ``Window`` is what one optimizer step eats: ``accumulation`` batches of ``batch_size`` samples. Windows are numbered through all
-epochs, every sample stands in exactly one window of an epoch, and the last window of an epoch may be short. So the whole state of the
-loader is one number, and resuming is asking for the next window: no batch is read to be thrown away.
+One window is what one optimizer step eats, on all ranks together: ``accumulation`` times ``batch_size`` samples. Windows are numbered
+through all epochs, every sample stands in exactly one window of an epoch, and the last window of an epoch may be short. So the whole
+state of the loader is one number, and resuming is asking for the next window, on any number of ranks: no batch is read to be thrown away.
 
     epoch 0                          epoch 1
-    [window 0][window 1][window 2]   [window 3][window 4][window 5] ...          each window -> batches -> samples
+    [window 0][window 1][window 2]   [window 3][window 4][window 5] ...
+        |  dealt by length: packed rows of nearly equal sums, or padded rows of nearly equal lengths; as many on every rank
+        +--> rank 0: batch batch     rank 1: batch batch
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
 
+from llavakit.data.placement import Placement
+from llavakit.data.placement import place as placed
 from llavakit.data.sources import OnBad, Sample
 from llavakit.errors import ContextError, DataError, LlavaError, TrainingError
 from llavakit.processor import IGNORED, Batch, Inputs, Processor
 
+BYTES_OF_A_TOKEN = 4  # of English text in a file; only for dealing samples to batches
 MOST_REPLACED = 100  # neighbours tried for one bad sample before giving up
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The batches of one optimizer step. ``epoch`` counts what is read when it is done; ``learned`` counts shifted labels."""
+    """This rank's batches of one optimizer step. ``epoch`` counts what is read when it is done; ``learned`` counts shifted labels.
+
+    A batch without samples keeps the ranks in step where a short window has too few for all.
+    """
 
     step: int
     epoch: float
@@ -71,11 +81,33 @@ def epoch_windows(
     return windows
 
 
+def deal(order: Sequence[int], costs: Mapping[int, int], parts: int, *, alike: bool) -> list[list[int]]:
+    """The samples of a window in so many batches, as equal in number as can be; a pure function, so that every rank deals the same.
+
+    alike: batches of samples of nearly one length, which pad least; else batches whose sums of ``costs`` are nearly one (spec 4.3).
+    """
+    ranked = sorted(order, key=lambda i: -costs[i])  # stable: equal ones keep their drawn order
+    sizes = [len(order) // parts + (part < len(order) % parts) for part in range(parts)]
+    if alike:
+        ends = list(accumulate(sizes))
+        return [ranked[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    heap = [(0, part) for part in range(parts) if sizes[part]]
+    for index in ranked:
+        total, part = heapq.heappop(heap)
+        dealt[part].append(index)
+        if len(dealt[part]) < sizes[part]:
+            heapq.heappush(heap, (total + costs[index], part))
+    return dealt
+
+
 class Loader:
     """Endless windows; ``state()`` is the number of windows already given out.
 
-    With ``workers`` the windows are prepared in as many processes, in the same order. ``cache_bytes`` bounds a memory of prepared samples
-    (one for each process): it fills once and is never emptied, so it changes the speed and nothing else.
+    ``lengths`` (has an image, length in bytes) are only used to sort and deal. ``pack``: batches are packed rows, else padded ones.
+    ``rank`` of ``world``: whose batches of each window these are. With ``workers`` the windows are prepared in as many processes, in the
+    same order. ``cache_bytes`` bounds a memory of prepared samples (one for each process): it fills once and is never emptied, so it
+    changes the speed and nothing else.
     """
 
     def __init__(
@@ -89,14 +121,21 @@ class Loader:
         workers: int = 0,
         group: int = 0,
         lengths: Sequence[tuple[bool, int]] = (),
+        pack: bool = False,
+        placement: Placement = "as_data",
+        rank: int = 0,
+        world: int = 1,
         cache_bytes: int = 0,
         on_bad: OnBad = "stop",
     ) -> None:
         assert len(samples), "a source is never empty"
-        assert not group or len(lengths) == len(samples), "grouping needs a length for each sample"
-        self._maker = _WindowMaker(samples, processor, batch_size=batch_size, cache_bytes=cache_bytes, on_bad=on_bad)
+        assert not (group or pack) or len(lengths) == len(samples), "grouping and packing need a length for each sample"
+        self._maker = _WindowMaker(samples, processor, pack=pack, placement=placement, seed=seed, cache_bytes=cache_bytes, on_bad=on_bad)
         self._size = batch_size * accumulation
+        self._parts = world * math.ceil(self._size / (world * batch_size))
         self._seed, self._group, self._lengths, self._workers = seed, group, lengths, workers
+        self._pack, self._rank, self._world = pack, rank, world
+        self._image_cost = processor.tiling.grid(1, 1).view_tokens * (1 + bool(processor.tiling.canvases)) * BYTES_OF_A_TOKEN
         self._count = len(samples)
         self._next = 0
 
@@ -150,14 +189,19 @@ class Loader:
                 done += len(indices)
                 step = epoch * per_epoch + number
                 if step >= start:
-                    yield _Order(step, epoch + done / self._count, indices)
+                    yield _Order(step, epoch + done / self._count, self._mine(indices))
+
+    def _mine(self, indices: Sequence[int]) -> list[list[int]]:
+        """This rank's batches of a window."""
+        costs = {i: self._lengths[i][1] + self._image_cost * self._lengths[i][0] if self._lengths else 0 for i in indices}
+        return deal(indices, costs, self._parts, alike=not self._pack)[self._rank :: self._world]
 
 
 @dataclass(frozen=True)
 class _Order:
     step: int
     epoch: float
-    indices: list[int]
+    parts: list[list[int]]
 
 
 class _Plan:
@@ -183,32 +227,49 @@ class _WindowMaker:
     The processor refuses long conversations, because a prompt must not lose its end; training cuts them, as LLaVA does (spec 3.6).
     """
 
-    def __init__(self, samples: Sequence[Sample], processor: Processor, *, batch_size: int, cache_bytes: int, on_bad: OnBad) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: Processor,
+        *,
+        pack: bool,
+        placement: Placement,
+        seed: int,
+        cache_bytes: int,
+        on_bad: OnBad,
+    ) -> None:
         self._samples, self._processor, self._longest = samples, copy(processor), processor.max_length
         self._processor.max_length = sys.maxsize
-        self._batch_size, self._on_bad = batch_size, on_bad
+        self._pack, self._on_bad, self._placement, self._seed = pack, on_bad, placement, seed
         self._room = cache_bytes
         self._cache: dict[int, _Example] = {}
 
     def __getitem__(self, order: _Order) -> Window | LlavaError:
         replaced: list[str] = []
         try:
-            examples = [self._usable(index, replaced) for index in order.indices]
+            parts = [[self._usable(index, replaced) for index in part] for part in order.parts]
         except LlavaError as error:
             return error
-        parts = [examples[i : i + self._batch_size] for i in range(0, len(examples), self._batch_size)]
-        batches = tuple(self._processor.collate([example.inputs for example in part], side="right") for part in parts)
+        examples = [example for part in parts for example in part]
+        batches = tuple(self._batch([example.inputs for example in part]) for part in parts)
         return Window(
             step=order.step,
             epoch=order.epoch,
             batches=batches,
             ids=tuple(tuple(example.id for example in part) for part in parts),
-            tokens=sum(int(batch.mask.sum()) for batch in batches),
+            tokens=sum(len(example.inputs.input_ids) for example in examples),
             learned=sum(map(learned_tokens, batches)),
             cut=sum(example.cut for example in examples),
             silent=sum(not bool((example.inputs.labels[1:] != IGNORED).any()) for example in examples),
             replaced=tuple(replaced),
         )
+
+    def _batch(self, inputs: list[Inputs]) -> Batch:
+        if not inputs:
+            nothing = torch.zeros(1, dtype=torch.long)
+            side = self._processor.preprocess.size
+            inputs = [Inputs(nothing, torch.full_like(nothing, IGNORED), torch.zeros(0, 3, side, side), ())]
+        return self._processor.pack(inputs) if self._pack else self._processor.collate(inputs, side="right")
 
     def _usable(self, index: int, replaced: list[str]) -> _Example:
         """The sample, or with on_bad="skip" the next one that can be used: always the same for the same files (D2)."""
@@ -219,7 +280,8 @@ class _WindowMaker:
                 return cached
             sample = self._samples[place]
             try:
-                return self._remembered(place, self._cut(sample.id, self._processor.encode(sample.conversation, learn=True)))
+                talk = placed(sample.conversation, self._placement, seed=self._seed, sample_id=sample.id)
+                return self._remembered(place, self._cut(sample.id, self._processor.encode(talk, learn=True)))
             except LlavaError as error:
                 failure = DataError(
                     error.what,

@@ -27,7 +27,7 @@ from llavakit.scenes.questions import pick
 from llavakit.scenes.statements import article, captions, where
 from llavakit.scenes.world import Scene, scenes
 from llavakit.tiling import Tiling
-from llavakit.train.attention import use_fast_attention
+from llavakit.train.attention import use_training_attention
 from llavakit.train.optim import Kind, Optimizer, factor
 from llavakit.types import Conversation, Message, assistant, user
 
@@ -129,7 +129,7 @@ def train_decoder(config: DecoderConfig, processor: Any, *, log: Path | None = N
             rms_norm_eps=1e-5, tie_word_embeddings=False,
         )
     )  # fmt: skip
-    use_fast_attention(model)
+    use_training_attention(model)
     rates = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
     optimizer = Optimizer(
         model, rates, lr=config.rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), clip=1.0, kind=config.optimizer

@@ -7,6 +7,8 @@
 How many tokens a picture takes was counted by ``tiling.Grid`` before; here the two counts are only compared. Image tokens have ordinary
 consecutive positions and the causal mask. Parameter names are the names in published llava-hf files (spec 1.7, spelling A).
 
+Packed examples (``Batch.segments``) share one row; the attention is told their borders and each sees itself alone.
+
 Shapes: B rows, T positions, V views, P tokens of a view, D tower's width, H language model's width, N learned positions, W vocabulary.
 """
 
@@ -14,8 +16,9 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +38,11 @@ if TYPE_CHECKING:
 IGNORED = -100  # a label that carries no loss
 
 
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """What a forward pass gives. Sums, not means: the caller divides by the learned tokens of all ranks and micro-batches."""
+class Output(NamedTuple):
+    """What a forward pass gives; a tuple, because FSDP looks for tensors in tuples.
+
+    Sums, not means: the caller divides by the learned tokens of all ranks and micro-batches.
+    """
 
     logits: Tensor | None  # B.T.W where asked for
     loss_sum: Tensor  # scalar fp32, summed cross-entropy over the learned tokens; always part of the graph
@@ -114,9 +119,10 @@ class Llava(nn.Module):
         with nullcontext() if full_logits else _head_sees(self.language_model.get_output_embeddings(), predicts_bt):
             logits = self.language_model(
                 inputs_embeds=self.embed(batch),
-                attention_mask=batch.mask,
+                attention_mask=None if batch.segments else batch.mask,
                 position_ids=batch.positions,
                 use_cache=False,
+                **_borders(batch),
             ).logits
         learned = logits[predicts_bt] if full_logits else logits[0]
         loss = F.cross_entropy(learned.float(), targets_n, reduction="sum")
@@ -132,6 +138,15 @@ class Llava(nn.Module):
                     part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
                 else:
                     part.gradient_checkpointing_disable()
+
+
+def _borders(batch: Batch) -> dict[str, Any]:
+    """Where packed examples begin and end, in the words that transformers' attention functions know (flash attention's)."""
+    if not batch.segments:
+        return {}
+    ends = torch.tensor([0, *accumulate(batch.segments)], dtype=torch.int32, device=batch.input_ids.device)
+    longest = max(batch.segments)
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def _learned(labels_bt: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,13 @@ class VisionTower(nn.Module):
     def device(self) -> torch.device:
         return self.vision_model.embeddings.patch_embedding.weight.device  # type: ignore[no-any-return]
 
+    def never_run(self) -> list[str]:
+        """Names, within LLaVA, of the weights behind the layer that is read: they are stored, and no gradient ever reaches them."""
+        model = self.vision_model
+        unread = [*model.encoder.layers[self.run_layers :], model.post_layernorm]
+        ids = {id(parameter) for part in unread for parameter in part.parameters()}
+        return [f"vision_tower.vision_model.{name}" for name, parameter in model.named_parameters() if id(parameter) in ids]
+
     def forward(self, views_v3ss: Tensor) -> Tensor:
         """Features V.P.D of the selected layer, the CLS row left out unless it was asked for."""
         hidden = self.vision_model.embeddings(views_v3ss.to(self.device, self.dtype))

@@ -12,32 +12,34 @@ import json
 import math
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from llavakit import config as options
 from llavakit.checkpoint import store
 from llavakit.config import TrainConfig
 from llavakit.data.loader import Loader, Window, learned_tokens
-from llavakit.data.sources import Source, read_llava
+from llavakit.data.mixture import Mixture
+from llavakit.data.sources import Source
 from llavakit.errors import CheckpointError, TrainingError
 from llavakit.model.llava import Llava
 from llavakit.processor import Batch, Processor
-from llavakit.train import start, state
+from llavakit.train import saving, start, state
 from llavakit.train.optim import Optimizer, factor
-from llavakit.train.progress import MetricsFile, Progress, StepReport, plot, progress
+from llavakit.train.progress import MetricsFile, Mute, Progress, StepReport, plot, progress
+from llavakit.train.ranks import Ranks, joined, quietly, spread, watched
+from llavakit.train.saving import SaveModel
+from llavakit.train.signals import Signals
 from llavakit.train.stages import STAGES
 
-SaveModel = Callable[[Llava, Processor, Path], None]
 SILENT_SHARE = 0.01  # hardening D10: more samples than this without a learned token stop the run
 NOT_COMPARED = frozenset({"out", "resume", "force", "log_every"})
 
@@ -64,11 +66,13 @@ class _Run:
     """Everything a step needs; the counters are what a checkpoint records of them."""
 
     config: TrainConfig
+    ranks: Ranks
     model: Llava
+    forward: nn.Module
     processor: Processor
     optimizer: Optimizer
     loader: Loader
-    source: Source
+    source: Source | Mixture
     device: torch.device
     dtype: torch.dtype
     steps: int
@@ -87,15 +91,17 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
     TrainingError before the first step where possible; the newest checkpoint survives all of them.
     """
     config = start.settled(config)
-    _make_folder(config.out)
-    shown = progress(1, every=config.log_every)
-    with _Signals() as signals:
-        resumed = _resume_point(config, shown.say)
-        run = _begin(config, resumed, shown.say, save_model)
-        metrics = MetricsFile(config.out, after=run.step)
-        options.save(config, config.out / "config.yaml")
-        with run.shown:
-            _steps(run, signals, metrics, on_step)
+    with joined(start.device(config).type, config.timeout) as ranks, Signals() as signals:
+        if ranks.main:
+            _make_folder(config.out)
+        shown = progress(1, every=config.log_every) if ranks.main else Mute()
+        resumed = ranks.of_main(_resume_point(config, shown.say) if ranks.main else None)
+        run = _begin(config, ranks, resumed, shown.say, save_model)
+        metrics = MetricsFile(config.out, after=run.step) if ranks.main else None
+        if ranks.main:
+            options.save(config, config.out / "config.yaml")
+        with run.shown, watched(ranks, config.out, config.timeout) as alive:
+            _steps(run, signals, metrics, on_step, alive)
         if run.saved is None or state.step_of(run.saved) != run.step:
             _save(run, must=True)
         assert run.saved is not None
@@ -103,7 +109,8 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
             name = signal.Signals(signals.received).name
             shown.say(f"stopped by {name} after step {run.step} of {run.steps}; saved {run.saved}; the same command goes on from there")
             return Outcome(checkpoint=run.saved, step=run.step, signal=signals.received)
-        plot(config.out)
+        if ranks.main:
+            plot(config.out)
         shown.say(f"done: {run.step} steps, saved {run.saved}; " + ", ".join(f"{n} {name}" for name, n in run.counts.items()))
         return Outcome(checkpoint=run.saved, step=run.step)
 
@@ -145,10 +152,9 @@ def _resume_point(config: TrainConfig, say: Callable[[str], None]) -> Path | Non
     return chosen
 
 
-def _begin(config: TrainConfig, resumed: Path | None, say: Callable[[str], None], save_model: SaveModel) -> _Run:
+def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callable[[str], None], save_model: SaveModel) -> _Run:
     """Read and check the data, build or load the model, freeze, make the optimizer and the loader; restore all when resuming."""
-    assert config.data is not None
-    source = read_llava(config.data, image_root=config.images, on_bad=config.on_bad_sample, allow_outside=config.allow_outside)
+    source = start.samples(config)
     for line in source.report.lines():
         say(f"{source.report.records} records: {line}")
     position = optimizer_state = random = None
@@ -156,34 +162,42 @@ def _begin(config: TrainConfig, resumed: Path | None, say: Callable[[str], None]
         position, optimizer_state, random = state.read_trainer(resumed)
         _check_unchanged(config, position, source, say)
     torch.manual_seed(config.seed)
-    device = start.device(config)
+    device = start.device(config, ranks.local)
     dtype = start.forward_dtype(config, device)
     model, processor = start.model_and_processor(config, resumed)
     rates = STAGES[config.stage].with_rows(config.rates).apply(model)
-    start.place(model, rates, device=device, forward=dtype, frozen=config.frozen_dtype)
+    for name in model.vision_tower.never_run():
+        model.get_parameter(name).requires_grad_(False)
+        rates.pop(name, None)
+    start.place(model, rates, device=device if config.shard == "none" else torch.device("cpu"), forward=dtype, frozen=config.frozen_dtype)
     start.set_modes(model, rates, device=device, forward=dtype, gradient_checkpointing=config.gradient_checkpointing)
+    forward = spread(model, ranks, shard=config.shard, device=device, forward=dtype)
+    saving.apart(config.seed, ranks)
     optimizer = Optimizer(
         model, rates, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas, clip=config.clip, kind=config.optimizer
     )
-    loader = _loader(config, source, processor)
+    loader = _loader(config, source, processor, ranks)
     steps = config.steps if config.steps is not None else config.epochs * loader.steps_per_epoch
     run = _Run(
-        config=config, model=model, processor=processor, optimizer=optimizer, loader=loader, source=source, device=device, dtype=dtype,
-        steps=steps, shown=progress(steps, every=config.log_every), save_model=save_model,
+        config=config, ranks=ranks, model=model, forward=forward, processor=processor, optimizer=optimizer, loader=loader, source=source,
+        device=device, dtype=dtype, steps=steps, shown=progress(steps, every=config.log_every) if ranks.main else Mute(),
+        save_model=save_model,
     )  # fmt: skip
     if position is not None and optimizer_state is not None and random is not None:
         _restore(run, resumed, position, optimizer_state, random)
-    _check_room(run)
+    if ranks.main:
+        _check_room(run)
     total = sum(parameter.numel() for parameter in model.parameters())
     say(
         f"{config.stage}: {optimizer.learned:,} of {total:,} parameters learn; {len(source):,} samples, {steps:,} steps of "
         f"{config.batch_size} x {config.accumulation}; {device.type}, {str(dtype).removeprefix('torch.')}"
+        + (f" on {ranks.world} ranks" if ranks.world > 1 else "")
         + (f"; resumed at step {run.step}" if resumed else "")
     )
     return run
 
 
-def _loader(config: TrainConfig, source: Source, processor: Processor) -> Loader:
+def _loader(config: TrainConfig, source: Source | Mixture, processor: Processor, ranks: Ranks) -> Loader:
     return Loader(
         source,
         processor,
@@ -192,21 +206,26 @@ def _loader(config: TrainConfig, source: Source, processor: Processor) -> Loader
         accumulation=config.accumulation,
         workers=config.workers,
         group=config.group,
-        lengths=source.lengths() if config.group else (),
+        pack=config.pack,
+        rank=ranks.rank,
+        world=ranks.world,
+        lengths=source.lengths(),
+        placement=config.placement,
         cache_bytes=config.cache_mb << 20,
         on_bad=config.on_bad_sample,
     )
 
 
 def _restore(run: _Run, folder: Path | None, position: state.Position, optimizer: dict[str, Any], random: dict[str, Any]) -> None:
-    run.optimizer.restore(optimizer)
+    assert folder is not None
+    saving.restore(folder, run.optimizer, optimizer)
     run.loader.restore(position.loader)
     run.step, run.non_finite, run.counts = position.step, position.non_finite, Counter(position.counts)
-    run.saved = folder if folder is not None and folder.parent == run.config.out else None
-    state.restore_random(random, run.device)
+    run.saved = folder if folder.parent == run.config.out else None
+    saving.restore_random(random, ranks=run.ranks, seed=run.config.seed + position.step, device=run.device)
 
 
-def _check_unchanged(config: TrainConfig, position: state.Position, source: Source, say: Callable[[str], None]) -> None:
+def _check_unchanged(config: TrainConfig, position: state.Position, source: Source | Mixture, say: Callable[[str], None]) -> None:
     """Print what differs from the checkpoint's run; refuse what changes the model, the samples or their order (T10, D12)."""
     now = options.to_dict(config)
     changed = [d for d in options.differences(position.config, now) if d.name not in NOT_COMPARED]
@@ -226,50 +245,75 @@ def _check_unchanged(config: TrainConfig, position: state.Position, source: Sour
         )
 
 
-def _steps(run: _Run, signals: _Signals, metrics: MetricsFile, on_step: Callable[[StepReport], None] | None) -> None:
+def _steps(
+    run: _Run,
+    signals: Signals,
+    metrics: MetricsFile | None,
+    on_step: Callable[[StepReport], None] | None,
+    alive: Callable[[], None],
+) -> None:
     """Consume windows until the last step or a signal."""
     if run.step >= run.steps or signals.received is not None:
         return
     began = time.perf_counter()
     for window in run.loader:
+        alive()
         for problem in window.replaced:
             run.shown.say(f"replaced: {problem}")
         share = factor(run.step, steps=run.steps, warmup=run.config.warmup)
-        loss, norm, rate = _update(run, window, share)
+        met = _met(run, window)
+        loss, norm, rate = _update(run, window, share, met["learned"])
         run.step, now = run.step + 1, time.perf_counter()
         report = StepReport(
-            step=run.step, epoch=window.epoch, loss=loss, lr=rate, grad_norm=norm, tokens=window.tokens, learned=window.learned,
-            samples=window.samples, step_time=now - began, tokens_per_s=window.tokens / (now - began),
+            step=run.step, epoch=window.epoch, loss=loss, lr=rate, grad_norm=norm, tokens=met["tokens"], learned=met["learned"],
+            samples=met["samples"], step_time=now - began, tokens_per_s=met["tokens"] / (now - began),
         )  # fmt: skip
         began = now
-        metrics.write(report)
+        if metrics is not None:
+            metrics.write(report)
         run.shown.step(report)
         if on_step is not None:
             on_step(report)
-        _check_health(run, window, report)
+        _check_health(run, window, report, met)
+        _agree(run, signals)
         if run.step >= run.steps or signals.received is not None:
             return
         if run.step % run.config.save_every == 0:
             _save(run, must=False)
 
 
-def _update(run: _Run, window: Window, share: float) -> tuple[float | None, float | None, float]:
-    """One optimizer step: mean loss over the window's learned tokens, gradient norm, rate. Nothing changes unless both are finite (T4)."""
-    total = torch.zeros((), device=run.device)
+def _met(run: _Run, window: Window) -> dict[str, int]:
+    """The counts of a window on all ranks."""
+    names = ("samples", "silent", "cut", "learned", "tokens")
+    own = [getattr(window, name) for name in names] + [len(window.replaced)]
+    return dict(zip((*names, "replaced"), map(int, run.ranks.sums(own)), strict=True))
+
+
+def _agree(run: _Run, signals: Signals) -> None:
+    """A signal to one rank is a signal to all."""
+    if run.ranks.world > 1 and run.ranks.sums([signals.received or 0])[0] and signals.received is None:
+        signals.received = signal.SIGTERM
+
+
+def _update(run: _Run, window: Window, share: float, learned: int) -> tuple[float | None, float | None, float]:
+    """One optimizer step: mean loss over all ranks' learned tokens, gradient norm, rate. Nothing changes unless both are finite (T4)."""
+    total, world = torch.zeros((), device=run.device), run.ranks.world
     try:
-        for batch in window.batches:
-            if learned_tokens(batch) == 0:
+        for number, batch in enumerate(window.batches, 1):
+            if world == 1 and learned_tokens(batch) == 0:
                 continue
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.dtype == torch.bfloat16):
-                output = run.model(_unmasked(batch).to(run.device, torch.float32))
-            (output.loss_sum / window.learned).backward()
+            last = number == len(window.batches)
+            with quietly(run.forward, last=last), torch.autocast(run.device.type, torch.bfloat16, enabled=run.dtype == torch.bfloat16):
+                output = run.forward(_unmasked(batch).to(run.device, torch.float32))
+                (output.loss_sum * (world / max(1, learned))).backward()  # DDP and FSDP2 take the mean over ranks
             total += output.loss_sum.detach()
     except torch.OutOfMemoryError as error:
         raise _out_of_memory(window) from error
-    if window.learned == 0:
+    if learned == 0:
+        run.optimizer.forget_gradients()
         return None, None, run.config.lr * share
     norm = float(run.optimizer.clip_gradients())
-    loss = float(total) / window.learned
+    loss = run.ranks.sums([float(total)])[0] / learned
     finite = math.isfinite(loss) and math.isfinite(norm)
     rate = run.optimizer.step(share) if finite else run.config.lr * share
     run.optimizer.forget_gradients()
@@ -291,16 +335,17 @@ def _out_of_memory(window: Window) -> TrainingError:
     )
 
 
-def _check_health(run: _Run, window: Window, report: StepReport) -> None:
+def _check_health(run: _Run, window: Window, report: StepReport, met: dict[str, int]) -> None:
     """Count steps that could not be taken and samples that teach nothing; stop when there are too many."""
-    run.counts += Counter(samples=window.samples, silent=window.silent, cut=window.cut, replaced=len(window.replaced))
+    run.counts += Counter({name: met[name] for name in ("samples", "silent", "cut", "replaced")})
     if report.loss is not None:
         run.non_finite = 0
-    elif window.learned:
+    elif met["learned"]:
         run.non_finite += 1
-        line = {"step": report.step, "ids": window.ids, "learned": window.learned}
-        with (run.config.out / "non_finite.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        ids = [one for rank in run.ranks.all(window.ids) for one in rank]
+        if run.ranks.main:
+            with (run.config.out / "non_finite.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": report.step, "ids": ids, "learned": met["learned"]}) + "\n")
         run.shown.say(f"step {report.step}: loss or gradient is not finite; weights unchanged; sample ids in non_finite.jsonl")
         if run.non_finite >= run.config.non_finite_limit:
             raise TrainingError(
@@ -324,14 +369,13 @@ def _save(run: _Run, *, must: bool) -> None:
         step=run.step, loader={"window": run.step}, non_finite=run.non_finite, counts=dict(run.counts),
         fingerprint=run.source.fingerprint, config=options.to_dict(run.config),
     )  # fmt: skip
-
-    def write(folder: Path) -> None:
-        run.save_model(run.model, run.processor, folder)
-        state.write_trainer(folder, position, run.optimizer.state(), run.device)
-
     try:
-        run.saved = state.commit(run.config.out, run.step, write)
-        state.prune(run.config.out, run.config.keep)
+        run.saved = saving.save(
+            run.config.out, position, model=run.model, processor=run.processor, optimizer=run.optimizer, ranks=run.ranks,
+            device=run.device, save_model=run.save_model,
+        )  # fmt: skip
+        if run.ranks.main:
+            state.prune(run.config.out, run.config.keep)
     except (OSError, SafetensorError, CheckpointError) as error:
         what = f"step {run.step} could not be saved: {error}; {start.room(run.config.out)} bytes free, about {_size(run)} needed"
         if must:
@@ -352,25 +396,3 @@ def _check_room(run: _Run) -> None:
         raise TrainingError(
             f"a checkpoint needs {needed} bytes, {free} are free", code="disk_full", where=str(run.config.out), remedy="make room"
         )
-
-
-class _Signals:
-    """SIGINT and SIGTERM ask the run to end after the step; the second one ends the process at once (T2)."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            os._exit(128 + number)
-        self.received = number

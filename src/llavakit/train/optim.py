@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llavakit.errors import CheckpointError
+from llavakit.train.ranks import like, whole
 
 Kind = Literal["adamw", "muon"]
 
@@ -84,7 +85,7 @@ class Optimizer:
         norm = torch.nn.utils.get_total_norm(gradients)
         if self._clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
-        return norm
+        return whole(norm)
 
     def step(self, share: float) -> float:
         """One update at ``share`` of the peak rate; the rate of rows with rate 1 is returned."""
@@ -106,6 +107,10 @@ class Optimizer:
             for stepper in self._steppers
             for key, value in stepper.state.get(parameter, {}).items()
         }
+
+    def parameter(self, name: str) -> nn.Parameter | None:
+        """The one of this name that learns."""
+        return self._named.get(name)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of ``state``. Raises CheckpointError when the names or shapes are of other parameters."""
@@ -129,4 +134,4 @@ class Optimizer:
         owners = {id(member): stepper for stepper in self._steppers for group in stepper.param_groups for member in group["params"]}
         for name, entry in found.items():
             parameter = self._named[name]
-            owners[id(parameter)].state[parameter] = {key: value.to(parameter.device) for key, value in entry.items()}
+            owners[id(parameter)].state[parameter] = {key: like(value, parameter) for key, value in entry.items()}

@@ -101,6 +101,19 @@ class Progress:
         return None
 
 
+class Mute(Progress):
+    """For all ranks but the main one."""
+
+    def __init__(self) -> None:
+        super().__init__(1, every=1, stream=sys.stderr)
+
+    def say(self, text: str) -> None:
+        return None
+
+    def step(self, report: StepReport) -> None:
+        return None
+
+
 class Bar(Progress):
     """A live bar with the time left, for a terminal."""
 

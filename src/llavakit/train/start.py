@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from llavakit.checkpoint import store
 from llavakit.config import TrainConfig
+from llavakit.data.manifest import SHIPPED, read_manifest, shipped
+from llavakit.data.mixture import Mixture, open_mixture
+from llavakit.data.sources import Source, read_llava
 from llavakit.errors import CheckpointError, ConfigError
 from llavakit.images import Preprocess
 from llavakit.model.llava import Llava
@@ -27,7 +30,7 @@ from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES, Template
 from llavakit.tiling import SHAPES, tiles_of
 from llavakit.train import state
-from llavakit.train.attention import use_fast_attention
+from llavakit.train.attention import use_training_attention
 from llavakit.train.stages import STAGES
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
@@ -49,13 +52,26 @@ def settled(config: TrainConfig) -> TrainConfig:
         raise ConfigError("both a checkpoint and a decoder", code="bad_value", where="start", remedy="give start, or tower and decoder")
     template(config.template)
     STAGES[config.stage].with_rows(config.rates)
-    images = config.images if config.images is not None else config.data.parent
+    named = str(config.data) in SHIPPED and not config.data.exists()
+    images = config.images if config.images is not None else Path() if named else config.data.parent
     resume = config.resume if config.resume in ("auto", "never") else str(Path(config.resume).absolute())
     paths = {
         name: path.absolute() if path is not None else None
         for name, path in {"start": config.start, "tower": config.tower, "decoder": config.decoder, "data": config.data}.items()
     }
+    if named:
+        paths["data"] = config.data
     return replace(config, **paths, images=images.absolute(), out=config.out.absolute(), resume=resume)  # type: ignore[arg-type]
+
+
+def samples(config: TrainConfig) -> Source | Mixture:
+    """The samples of a file or of a mixture, checked. Raises DataError."""
+    assert config.data is not None
+    given = {"on_bad": config.on_bad_sample, "allow_outside": config.allow_outside}
+    if str(config.data) not in SHIPPED and config.data.suffix not in (".yaml", ".yml"):
+        return read_llava(config.data, image_root=config.images, **given)  # type: ignore[arg-type]
+    manifest = shipped(str(config.data)) if str(config.data) in SHIPPED else read_manifest(config.data)
+    return open_mixture(manifest, config.images or Path(), share=config.share, **given)  # type: ignore[arg-type]
 
 
 def template(name: str) -> Template:
@@ -64,13 +80,13 @@ def template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def device(config: TrainConfig) -> torch.device:
-    """The device asked for; auto takes the first there is of cuda, mps, cpu."""
+def device(config: TrainConfig, local: int = 0) -> torch.device:
+    """The device asked for; auto takes the first there is of cuda, mps, cpu. ``local``: which of this machine's."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = config.device if config.device != "auto" else next(kind for kind, present in there.items() if present)
     if not there[name]:
         raise ConfigError(f"this machine has no {name}", code="bad_value", where="device", remedy="use device=auto")
-    return torch.device(name)
+    return torch.device(name, local) if name == "cuda" else torch.device(name)
 
 
 def forward_dtype(config: TrainConfig, where: torch.device) -> torch.dtype:
@@ -221,10 +237,9 @@ def set_modes(
     if not tower_learns:
         model.vision_tower.eval()
     model.set_gradient_checkpointing(gradient_checkpointing)
-    if device.type == "cpu" and forward == torch.bfloat16:
-        use_fast_attention(model.language_model)
-        if tower_learns:
-            model.vision_tower.vision_model.set_attn_implementation("eager")  # torch's flash kernel is slow backwards (dev/LOG.md)
+    use_training_attention(model.language_model)
+    if device.type == "cpu" and forward == torch.bfloat16 and tower_learns:
+        model.vision_tower.vision_model.set_attn_implementation("eager")  # torch's flash kernel is slow backwards (dev/LOG.md)
 
 
 def room(folder: Path) -> int:

@@ -3,6 +3,7 @@
     out/config.yaml  metrics.jsonl  latest -> "step-200"
     out/step-200/    the native model (config.json, *.safetensors, tokenizer, processor)
                      trainer/state.json  trainer/state.safetensors      position, optimizer, random states, config
+                     trainer/optimizer/                                 the optimizer in parts, where the run was cut (saving.py)
                      manifest.json                                      every file's size and SHA-256
 
     written to step-200.tmp -> every file fsynced -> manifest.json last -> rename -> parent fsynced -> latest replaced
@@ -51,12 +52,12 @@ class Position:
     config: Mapping[str, Any]
 
 
-def write_trainer(folder: Path, position: Position, optimizer: Mapping[str, Tensor], device: torch.device) -> None:
+def write_trainer(folder: Path, position: Position, optimizer: Mapping[str, Tensor], random: Mapping[str, Tensor]) -> None:
     """Add the trainer's part to a checkpoint folder that is being written."""
     inner = folder / TRAINER
     inner.mkdir()
     tensors = {f"optimizer/{name}": value.detach().cpu().contiguous() for name, value in optimizer.items()}
-    tensors |= {f"random/{name}": value for name, value in random_states(device).items()}
+    tensors |= {f"random/{name}": value for name, value in random.items()}
     save_file(tensors, inner / "state.safetensors")
     (inner / "state.json").write_text(json.dumps({"format": FORMAT} | asdict(position), indent=1), encoding="utf-8")
 
