@@ -24,6 +24,7 @@ from llavakit.errors import DataError
 
 CHUNK = 1 << 20
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
+Broken = Callable[[DataError], None]  # hears of a line that is no JSON, and the reading goes on
 _BLANK = re.compile(r"[ \t\n\r]*")
 _NEAR = 16  # a value that is cut off fails at its end, or, inside a word or an escape, a few characters before
 
@@ -31,8 +32,10 @@ _NEAR = 16  # a value that is cut off fails at its end, or, inside a word or an 
 class Records:
     """Iterate once for ``(number, value)``: the position in a JSON list, the line in JSONL. ``fingerprint`` is complete afterwards."""
 
-    def __init__(self, path: Path, *, tolerant: bool = False, progress: Progress | None = None, chunk: int = CHUNK) -> None:
-        self._path, self._progress, self._chunk = path, progress, chunk
+    def __init__(
+        self, path: Path, *, tolerant: bool = False, broken: Broken | None = None, progress: Progress | None = None, chunk: int = CHUNK
+    ) -> None:
+        self._path, self._broken, self._progress, self._chunk = path, broken, progress, chunk
         self._hash = hashlib.sha256()
         self._text = _Window(self._characters(), path, tolerant)
         self.is_list = False
@@ -48,7 +51,7 @@ class Records:
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         self.is_list = self._text.next() == "["
-        return self._text.entries() if self.is_list else self._text.lines()
+        return self._text.entries() if self.is_list else self._text.lines(self._broken)
 
     def _characters(self) -> Iterator[str]:
         decoder: codecs.IncrementalDecoder | None = None
@@ -114,7 +117,7 @@ class _Window:
         if self.next():
             raise self._broken("Extra data", self._at)
 
-    def lines(self) -> Iterator[tuple[int, Any]]:
+    def lines(self, broken: Broken | None) -> Iterator[tuple[int, Any]]:
         """One value a line. Lines end with ``\\n`` alone: U+2028 and its like may stand inside a JSON string."""
         number, first = self._line + self._held.count("\n", 0, self._at) - 1, True
         while self._at < len(self._held) or self._grow():
@@ -122,8 +125,13 @@ class _Window:
             end = self._end_of_line()
             line = self._held[self._at : end]
             if line.strip():
-                yield number, self._line_value(line, first)
-                first = False
+                try:
+                    yield number, self._line_value(line, first)
+                except DataError as error:
+                    if broken is None or error.code != "bad_json":
+                        raise
+                    broken(error)
+                first, end = False, self._end_of_line()
             self._at = min(end + 1, len(self._held))
 
     def next(self) -> str:
