@@ -112,7 +112,7 @@ def _row(record: Mapping[str, Any], root: Path) -> dict[str, Any]:
 
 def _record(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as a record. Rows of other writers are records already, but for the nulls of their columns."""
-    made = {key: value for key, value in row.items() if value is not None and key != "extra"}
+    made = {key: value for key, value in row.items() if value is not None and key != "extra" and (key, value) != ("images", [])}
     for message in made.get("messages", ()) if isinstance(made.get("messages"), list) else ():
         if isinstance(message, dict) and isinstance(message.get("content"), list):
             message["content"] = [_without_nulls(part) for part in message["content"]]
