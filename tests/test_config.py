@@ -127,7 +127,7 @@ def test_differences_name_what_changed() -> None:
 
 def test_every_training_option_has_its_help_below_it() -> None:
     described = options.describe(FINETUNE)
-    assert [option.name for option in described] == [f.name for f in fields(TrainConfig)]
+    assert [option.name for option in described if "." not in option.name] == [f.name for f in fields(TrainConfig)]
     assert all(option.help.endswith(".") or option.name == "start" for option in described), [o.name for o in described if not o.help]
     assert next(option for option in described if option.name == "steps").kind == "a whole number or none"
 

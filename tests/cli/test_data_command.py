@@ -49,7 +49,7 @@ def test_check_lists_every_problem_and_fails(llava: Llava, data: Path, bad: Path
         "empty_reply bad.jsonl:2 (id three)",
         "image_missing bad.jsonl:2 (id three)",
         "bad_record bad.jsonl:4",
-        "no-such-file",
+        "bad_file no-such-file.json",
     ):
         assert f"fault {words}" in done.out
     told = json.loads(llava("data", "check", data, bad, "--json").out)

@@ -39,7 +39,7 @@ def torchrun(config: TrainConfig, *, ranks: int = 2) -> subprocess.Popen[str]:
 
 
 def _word(value: object) -> str:
-    return "none" if value is None else json.dumps(value) if isinstance(value, list | bool) else str(value)
+    return "none" if value is None else json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
 
 
 def finished(process: subprocess.Popen[str]) -> str:

@@ -5,7 +5,8 @@ base_model.model.NAME.lora_A.weight  A                                          
 base_model.model.NAME.lora_B.weight  B
 base_model.model.NAME  (and non_lora_trainables.bin)                            takes the place of NAME: projector, tower, embeddings
 
-NAME is the original's, or for a llava-hf base the one that the model has in transformers.
+NAME is the original's, or for a llava-hf base the one that the model has in transformers. What this package trains has a config.json
+with ``lora_base``, the base's mark: some numbers of two of its weights, which tell it from others in any type it may be held in.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from llavakit.checkpoint.computed import merged
 from llavakit.checkpoint.files import Stored, value_of
@@ -26,6 +28,11 @@ from llavakit.checkpoint.names import ORIGINAL, PROJECTOR, Table, in_memory, our
 from llavakit.checkpoint.shards import write_json
 from llavakit.errors import CheckpointError
 
+MARK = "lora_base"
+Mark = dict[str, list[float]]
+
+_NUMBERS = 32  # of each weight in a mark
+_ROUNDED = 2.0**-7  # twice what rounding to bf16 may change; a fine-tuned model is farther from its base somewhere
 _MATRIX = re.compile(r"(.*)\.lora_([AB])(?:\.default)?\.weight")
 _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # other ways to begin change the base too
 
@@ -35,12 +42,13 @@ def apply(layout: Layout, found: Mapping[str, Stored], table: Table, *, merge: b
 
     ``merge`` False leaves its matrices out, though they must fit: only what was trained as a whole takes its place.
 
-    Raises CheckpointError ``unsupported_adapter`` for what is not plain LoRA, ``adapter_mismatch`` for matrices that the base has no
-    place for, ``no_projector`` where neither side has one.
+    Raises CheckpointError ``unsupported_adapter`` for what is not plain LoRA, ``wrong_base`` and ``adapter_mismatch`` for what belongs
+    to another base, ``adapter_changes_nothing`` where every B is zero, ``no_projector`` where neither side has one.
     """
     fields = layout.adapter
     _check_kind(fields, str(layout.folder / ADAPTER_CONFIG))
     weights = dict(found)
+    _check_mark(layout, found)
     pairs: dict[str, dict[str, Stored]] = {}
     for name, stored in layout.tensors.items():
         matrix = _MATRIX.fullmatch(name)
@@ -66,6 +74,8 @@ def apply(layout: Layout, found: Mapping[str, Stored], table: Table, *, merge: b
             where=str(layout.folder),
             remedy=f"give the base it was trained on{f' ({layout.base})' if layout.base else ''}",
         )
+    if merge and not any(bool(value_of(pair["B"]).any()) for pair in pairs.values()):
+        raise changes_nothing("every B is zero", layout)
     for name, stored in layout.extras.items():
         _put(weights, _plain(name), stored, table)
     if not any(name.startswith(PROJECTOR) for name in weights):
@@ -76,6 +86,40 @@ def apply(layout: Layout, found: Mapping[str, Stored], table: Table, *, merge: b
             remedy=f"download {EXTRAS_FILE} too",
         )
     return weights
+
+
+def mark(weights: Mapping[str, Tensor]) -> Mark:
+    """What tells a base from others of its shape: evenly spaced numbers of some of its weights."""
+    return {name: _spaced(value.detach().float().cpu()).tolist() for name, value in weights.items()}
+
+
+def _spaced(value: Tensor) -> Tensor:
+    flat = value.flatten()
+    return flat[[at * (flat.numel() - 1) // (_NUMBERS - 1) for at in range(_NUMBERS)]]
+
+
+def _check_mark(layout: Layout, found: Mapping[str, Stored]) -> None:
+    """Refuse a base that is not the one an adapter was trained over (hardening C7)."""
+    marked = layout.config.get(MARK)
+    for name, numbers in marked.items() if isinstance(marked, dict) else ():
+        if not isinstance(numbers, list) or len(numbers) != _NUMBERS or not all(isinstance(number, float) for number in numbers):
+            what = f"{MARK} is damaged"
+            raise CheckpointError(what, code="bad_config", where=str(layout.folder), remedy="repair the file or fetch it again")
+        if name not in found or not torch.allclose(_spaced(value_of(found[name])), torch.tensor(numbers), rtol=_ROUNDED, atol=1e-6):
+            raise CheckpointError(
+                f"the base is not the one it was trained on: {name} has other numbers",
+                code="wrong_base",
+                where=str(layout.folder),
+                remedy=f"give {layout.base or 'the base it was trained on'}",
+            )
+
+
+def changes_nothing(why: str, layout: Layout) -> CheckpointError:
+    """The error for an adapter whose merged model would be its base."""
+    return CheckpointError(
+        f"the adapter changes nothing: {why}", code="adapter_changes_nothing", where=str(layout.folder),
+        remedy="use the base itself, or another checkpoint of the run",
+    )  # fmt: skip
 
 
 def write(layout: Layout, folder: Path) -> None:

@@ -7,7 +7,7 @@ SRC --load--> model --save--> draft of DST --load--> model     one picture and q
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +68,7 @@ def convert(
     found: list[Converted] = []
 
     def write(draft: Path) -> None:
+        without = _without_matrices(load_source) if layout.kind == "lora" else None
         model, processor = load_source(merge=not keep_adapter)
         if target == "hf":
             store.save(model, processor, draft, max_shard_bytes=max_shard_bytes)
@@ -81,6 +82,8 @@ def convert(
             model, _ = load_source()
         inputs, rows = processor.encode(_TALK, learn=False), model.config.file_rows
         before = logits(model, processor, inputs)
+        if without is not None and torch.equal(before, without):
+            raise adapters.changes_nothing("merged, the model gives the logits of its base", layout)
         if target == "projector":
             again, reader = _with_projector(model, draft), processor
         else:
@@ -115,6 +118,12 @@ def _check(layout: Layout, target: Target, folder: Path, *, base: Path | None, k
             "only an adapter of the original layout, converted to hf, can be kept", code="no_adapter", where=where,
             remedy="leave out --keep-adapter",
         )  # fmt: skip
+
+
+def _without_matrices(load_source: Callable[..., tuple[Llava, Processor]]) -> Tensor:
+    """The logits of an adapter's base with what was trained beside the matrices."""
+    model, processor = load_source(merge=False)
+    return logits(model, processor, processor.encode(_TALK, learn=False))
 
 
 def _with_projector(model: Llava, draft: Path) -> Llava:

@@ -31,6 +31,7 @@ ORIGINAL: Table = (
     ("model.", "language_model.model."),  # a plain language model's names, too
     ("lm_head.", "language_model.lm_head."),
 )
+IN_MEMORY: Table = (*HF[:2], *HF[3:6])  # C, one row for each part
 CLIP: Table = (
     ("vision_model.", "vision_tower.vision_model."),  # openai's files
     ("", "vision_tower.vision_model."),  # written by transformers 5
@@ -56,11 +57,11 @@ def ours(name: str, table: Table) -> str | None:
 
 
 def in_memory(name: str) -> str:
-    """The name in transformers 5 (C) of a module or tensor of our language model; adapters are named so."""
-    for theirs, our in HF[:2]:
+    """The name in transformers 5 (C) of a module or tensor of ours; adapters are named so."""
+    for theirs, our in IN_MEMORY:
         if name.startswith(our):
             return theirs + name.removeprefix(our)
-    raise AssertionError(f"{name} is not the language model's")
+    raise AssertionError(f"{name} is no part of a LLaVA")
 
 
 def original(name: str, *, linear: bool) -> str:

@@ -47,8 +47,9 @@ def read(layout: Layout, *, base: Path | None, tower: Path | None, merge: bool =
     if below is not None and below.kind == "hf" and layout.kind == "lora" and not is_original(layout.config):
         if tower is not None:
             raise not_needed("tower", below)
-        config = ModelConfig.from_hf(below.config)
-        return config, Processor.load(below.folder), adapters.apply(layout, named(below), names.HF, merge=merge)
+        own = layout if adapters.MARK in layout.config else below  # what this package trains has its own
+        config = ModelConfig.from_hf(own.config)
+        return config, Processor.load(own.folder), adapters.apply(layout, named(below), names.HF, merge=merge)
     fields = _fields(layout, below)
     if below is not None:
         _check_same(fields, below)

@@ -142,10 +142,10 @@ def save(
     def write(draft: Path) -> None:
         write_json(draft / files.CONFIG, model.config.to_hf() | _versions(dtype or model.dtype))
         write_json(draft / "generation_config.json", _generation(processor))
-        shards.write(draft, shards.split(_weights(model), dtype, max_shard_bytes), dtype)
+        shards.write(draft, shards.split(on_disk(model), dtype, max_shard_bytes), dtype)
         processor.save(draft)
 
-    place(Path(folder), write, needed=sum(value.numel() * (dtype or value.dtype).itemsize for _, value in _weights(model)))
+    place(Path(folder), write, needed=sum(value.numel() * (dtype or value.dtype).itemsize for _, value in on_disk(model)))
 
 
 def place(folder: Path, write: Callable[[Path], None], *, needed: int) -> None:
@@ -173,7 +173,7 @@ def _check_target(folder: Path, needed: int) -> None:
         )
 
 
-def _weights(model: Llava) -> Iterator[tuple[str, Tensor]]:
+def on_disk(model: Llava) -> Iterator[tuple[str, Tensor]]:
     """What goes to disk: every weight once, and the identity that makes a linear projector one of transformers' kind."""
     aliases = weights.aliases_of(model)
     for name, value in model.state_dict().items():

@@ -169,7 +169,8 @@ def show(
     console = terminal.out()
     console.print(f"{sample.where}  id {sample.id}")
     for image in sample.conversation.images:
-        console.print(f"  {_name(image.source)}{'' if isinstance(image.source, bytes) or image.source.is_file() else '  (not there)'}")
+        absent = isinstance(image.source, Path) and not image.source.is_file()
+        console.print(f"  {_name(image.source)}{'  (not there)' if absent else ''}")
     console.print(_marked(segments, colors=terminal.has_color(console)))
 
 

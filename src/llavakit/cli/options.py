@@ -167,9 +167,12 @@ def _device(name: str | None) -> str | None:
 
 
 def quiet() -> None:
-    """transformers talks on stderr about things that are settled here."""
+    """transformers and bitsandbytes talk on stderr about things that are settled here."""
+    from logging import ERROR, getLogger
+
     from transformers.utils import logging
 
+    getLogger("bitsandbytes").setLevel(ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -24,6 +24,13 @@ FINETUNE_EXAMPLES = """Examples:
   llava train finetune --config runs/finetune/config.yaml      (goes on where it stopped)
 """
 
+LORA_EXAMPLES = """Examples:
+
+  llava train lora start=llava-1.5-7b data=mine.json out=runs/mine
+  llava train lora lora.bits=4 lora.r=64 lora.alpha=16 start=llava-1.5-7b data=mine.json      (QLoRA)
+  llava convert runs/mine merged --base llava-1.5-7b
+"""
+
 Words = Annotated[list[str] | None, Argument(metavar="KEY=VALUE", show_default=False, help="Options; --options lists them.")]
 File = Annotated[Path | None, Option("--config", "-c", metavar="FILE", help="A YAML file of options, for example a run's config.yaml.")]
 ListOptions = Annotated[bool, Option("--options", help="List the options, what they take and what they are, and leave.")]
@@ -45,6 +52,14 @@ def finetune(words: Words = None, config: File = None, list_options: ListOptions
     from llavakit.config import FINETUNE
 
     _stage(FINETUNE, words, config, list_options)
+
+
+@app.command(epilog=LORA_EXAMPLES)
+def lora(words: Words = None, config: File = None, list_options: ListOptions = False) -> None:
+    """Stage 2 with LoRA: small matrices beside the language model's frozen layers learn, and the projector."""
+    from llavakit.config import LORA
+
+    _stage(LORA, words, config, list_options)
 
 
 def _stage(base: TrainConfig, words: list[str] | None, file: Path | None, list_options: bool) -> None:

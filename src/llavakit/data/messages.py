@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llavakit.errors import DataError
-from llavakit.types import IMAGE_MARKER, Conversation, Image, Message, Role, Text
+from llavakit.types import IMAGE_MARKER, Conversation, Image, Message, Text
 
 Record = Mapping[str, Any]
 Content = list[dict[str, Any]]
-_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
-_FROM: dict[Role, str] = {role: name for name, role in _ROLES.items()}
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+_FROM = {role: name for name, role in _ROLES.items()}
 _IMAGE = {"type": "image"}
 
 
@@ -119,11 +119,10 @@ def _turns(record: Record, key: str, role: str) -> list[tuple[str, Record]]:
     return [(f"{key}[{index}]", turn) for index, turn in enumerate(value)]
 
 
-def _role(names: Mapping[str, Role] | Mapping[Role, str], role: str, where: str) -> str:
-    found = dict(names).get(role)  # type: ignore[arg-type]
-    if found is None:
+def _role(names: Mapping[str, str], role: str, where: str) -> str:
+    if role not in names:
         raise DataError(f"unknown role {role!r}", code="unknown_role", where=where, remedy=f"use one of {sorted(names)}")
-    return found
+    return names[role]
 
 
 def _part(part: Record, names: list[Any], waiting: Any, order: list[Any], where: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Parquet, as HF datasets write it: a column of ``messages`` or LLaVA's ``conversations``, pictures as ``{"bytes", "path"}``.
 
 An extra: pyarrow is imported when a parquet file is met. What no column has a place for (further keys, ids that are no text) travels as
-JSON in the column ``extra``, so that the way there and back is without loss.
+JSON in the column ``llavakit_extra``, so that the way there and back is without loss.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from llavakit.data.reading import CHUNK, Progress
 from llavakit.errors import DataError, MissingExtraError
 
 ROWS = 64  # rows that are held at once: with their pictures
-_COLUMNS = ("id", "messages", "images", "extra")
+_EXTRA = "llavakit_extra"
+_COLUMNS = ("id", "messages", "images", _EXTRA)
 
 
 class Rows:
@@ -106,23 +107,24 @@ def _row(record: Mapping[str, Any], root: Path) -> dict[str, Any]:
         "id": record["id"] if plain_id else None,
         "messages": [{"role": message["role"], "content": message["content"]} for message in told],
         "images": [_cell(name, root) for name in pictures(record)],
-        "extra": json.dumps(extra) if extra else None,
+        _EXTRA: json.dumps(extra) if extra else None,
     }
 
 
 def _record(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as a record. Rows of other writers are records already, but for the nulls of their columns."""
-    made = {key: value for key, value in row.items() if value is not None and key != "extra" and (key, value) != ("images", [])}
+    made = {key: value for key, value in row.items() if value is not None and key != _EXTRA and (key, value) != ("images", [])}
     for message in made.get("messages", ()) if isinstance(made.get("messages"), list) else ():
         if isinstance(message, dict) and isinstance(message.get("content"), list):
             message["content"] = [_without_nulls(part) for part in message["content"]]
-    if not isinstance(row.get("extra"), str) or not set(row) <= set(_COLUMNS):
-        return made | ({"extra": row["extra"]} if row.get("extra") is not None else {})
-    extra = json.loads(row["extra"])
+    if row.get(_EXTRA) is None:
+        return made
+    extra: dict[str, Any] = json.loads(row[_EXTRA])
     cells = made.pop("images", [])
     held = {key: None if extra[key] is None else cells if key == "images" else cells[0] for key in ("image", "images") if key in extra}
     turns = [message | more for message, more in zip(made["messages"], extra.get("messages", [{}] * len(made["messages"])), strict=True)]
-    return extra.get("record", {}) | made | held | {"messages": turns}
+    rest: dict[str, Any] = extra.get("record", {})
+    return rest | made | held | {"messages": turns}
 
 
 def _without_nulls(part: Any) -> Any:

@@ -31,11 +31,12 @@ Numbers = range | npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sample:
-    """One closed conversation. ``where`` is file and line (or position), for messages."""
+    """One closed conversation. ``where`` is file and line (or position), for messages; ``source`` its name in a mixture."""
 
     id: str
     conversation: Conversation
     where: str
+    source: str = ""
 
 
 class Lengths(Sequence[tuple[bool, int]]):

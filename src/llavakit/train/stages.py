@@ -5,6 +5,8 @@ vision_tower.*           frozen     frozen
 multi_modal_projector.*  1          1            rates multiply the run's lr; the first match wins;
 image_newline            frozen     1            a name that no row matches is an error
 language_model.*         frozen     1
+
+With LoRA the matrices learn at 1, projector and image_newline at 0.1 (2e-5 of 2e-4, spec 4.2), all else is frozen.
 """
 
 from __future__ import annotations
@@ -71,3 +73,13 @@ FINETUNE = Stage(
     table=((r"vision_tower\..*", None), (r"multi_modal_projector\..*", 1.0), (r"image_newline", 1.0), (r"language_model\..*", 1.0)),
 )
 STAGES: Mapping[str, Stage] = {stage.name: stage for stage in (PRETRAIN, FINETUNE)}
+LORA = Stage(
+    name="lora",
+    table=(
+        (r".*\.lora_[AB]\.default\.weight", 1.0),
+        (r"vision_tower\..*", None),
+        (r"multi_modal_projector\..*", 0.1),
+        (r"image_newline", 0.1),
+        (r"language_model\..*", None),
+    ),
+)

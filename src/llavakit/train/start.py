@@ -219,6 +219,8 @@ def place(model: Llava, rates: Mapping[str, float], *, device: torch.device, for
     """Move the weights: learned ones to fp32; frozen ones stay as stored, or bf16 when asked for and the forward pass is bf16."""
     for name, parameter in model.named_parameters():
         dtype = parameter.dtype
+        if not dtype.is_floating_point:
+            continue  # packed to few bits, and in its place already (lora.py)
         if name in rates or forward != torch.bfloat16 or dtype == torch.float16:
             dtype = torch.float32
         elif frozen == "bf16":
