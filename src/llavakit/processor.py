@@ -137,6 +137,12 @@ class Processor:
         views = self._views(conversation.images, grids, keep=not learn)
         return Inputs(torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long), views, grids)
 
+    def count(self, conversation: Conversation) -> tuple[int, int]:
+        """How many tokens a closed conversation takes and how many of them are learned. Of pictures the size is read; no limit holds."""
+        grids = self._grids(conversation.images)
+        runs = [(len(new), learned) for new, learned in self._encoded(self.template.render(conversation), grids)]
+        return sum(length for length, _ in runs), sum(length for length, learned in runs if learned)
+
     def _grids(self, images: Sequence[Image]) -> tuple[Grid, ...]:
         """How each picture will be cut. Without canvases its size does not matter, and nothing is read."""
         if not self.tiling.canvases:

@@ -1,4 +1,4 @@
-"""Every published run of the family as a value (spec 4.1, 4.2): ``llava train RECIPE key=value ...`` changes what is named and keeps the rest.
+"""Every published run of the family as a value (spec 4.1, 4.2). ``llava train RECIPE key=value ...`` changes what is named.
 
               projector alone (stage 1)     projector and language model (stage 2)            from a finished LLaVA
     v1        v1-pretrain                   v1-finetune  v1-scienceqa
@@ -21,7 +21,7 @@ from llavakit.config import FINETUNE, LORA, PRETRAIN, QLORA, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A run of the papers. ``makes``: the published systems it is a stage of (``model.released.SYSTEMS``); ``data``: the shipped manifest."""
+    """A run of the papers. ``makes``: the published systems it is a stage of (``model.released``); ``data``: the shipped manifest."""
 
     name: str
     help: str
@@ -43,7 +43,8 @@ _TOWER = r"vision_tower\..*"
 _V1_PRETRAIN = replace(PRETRAIN, projector="linear", batch_size=16, accumulation=8, lr=2e-3)
 _V1_FINETUNE = replace(FINETUNE, template="llava_v0", aspect="square", placement="as_data", projector="linear", batch_size=4, epochs=3)
 _NEXT = replace(
-    FINETUNE, aspect="anyres", tiles="released", base="squash", lr=1e-5, rates=((_TOWER, 0.2),), max_length=4096, batch_size=4, accumulation=32
+    FINETUNE, aspect="anyres", tiles="released", base="squash", lr=1e-5, rates=((_TOWER, 0.2),), max_length=4096, batch_size=4,
+    accumulation=32,
 )  # fmt: skip
 
 RECIPES: Mapping[str, Recipe] = {
@@ -67,11 +68,12 @@ RECIPES: Mapping[str, Recipe] = {
             makes=("llava-v1.5-hd-7b", "llava-v1.5-hd-13b"), note="the longest sequence was not published",
         ),
         Recipe(
-            name="v1-pretrain", help="v1, stage 1: a linear projector", config=_named("v1-pretrain", _V1_PRETRAIN), makes=_V1, data="cc3m-595k"
+            name="v1-pretrain", help="v1, stage 1: a linear projector", config=_named("v1-pretrain", _V1_PRETRAIN), makes=_V1,
+            data="cc3m-595k",
         ),
         Recipe(
-            name="v1-finetune", help="v1, stage 2: three epochs of 158K conversations", config=_named("v1-finetune", _V1_FINETUNE), makes=_V1,
-            data="llava-instruct-158k",
+            name="v1-finetune", help="v1, stage 2: three epochs of 158K conversations", makes=_V1,
+            config=_named("v1-finetune", _V1_FINETUNE), data="llava-instruct-158k",
         ),
         Recipe(
             name="v1-scienceqa", help="v1 on ScienceQA: twelve epochs, the reasoning first", makes=("llava-v1-13b-scienceqa",),
@@ -82,8 +84,9 @@ RECIPES: Mapping[str, Recipe] = {
             makes=(*_VICUNA_NEXT, "llava-v1.6-mistral-7b", "llava-v1.6-34b"), note="Vicuna's versions took the projector of 1.5",
         ),
         Recipe(
-            name="next", help="NeXT, stage 2: tiles, the tower learns too at its own rate", config=_named("next", _NEXT), makes=_VICUNA_NEXT,
-            data="next-760k", note="batch and rates were not published: the successor's rate, and 2e-6 for the tower from the released config",
+            name="next", help="NeXT, stage 2: tiles, the tower learns too at its own rate", makes=_VICUNA_NEXT,
+            config=_named("next", _NEXT), data="next-760k",
+            note="batch and rates were not published: the successor's rate, and the released config's 2e-6 for the tower",
         ),
         Recipe(
             name="next-mistral", help="NeXT on Mistral-7B-Instruct", makes=("llava-v1.6-mistral-7b",), data="next-760k",
@@ -91,7 +94,8 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             name="next-34b", help="NeXT on Nous-Hermes-2-Yi-34B", makes=("llava-v1.6-34b",), data="next-760k",
-            config=_named("next-34b", replace(_NEXT, template="chatml_direct", batch_size=2, accumulation=64, shard="full")), note="as next",
+            config=_named("next-34b", replace(_NEXT, template="chatml_direct", batch_size=2, accumulation=64, shard="full")),
+            note="as next",
         ),
     )
 }  # fmt: skip

@@ -13,6 +13,7 @@ import base64
 import binascii
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from llavakit.errors import ImageError, PromptError, SamplingError
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 IMAGE_MARKER = "<image>"  # LLaVA's files only; inside the program a picture is an Image part
+_NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 MAX_DATA_URL = 64 * 1024 * 1024  # characters (hardening I16)
 
 
@@ -179,7 +181,7 @@ class Conversation:
         """
         names = record.get("image", record.get("images", ()))
         names = [names] if isinstance(names, str | Path) else list(names or ())
-        queue = [Image(image_root / name if image_root else Path(name)) for name in names]
+        queue = [Image(image_root / name) if image_root else Image.of(name) for name in names]
         wanted = sum(str(t.get("value", "")).count(IMAGE_MARKER) for t in record["conversations"] if t["from"] == "human")
         if wanted != len(queue):
             raise PromptError(
@@ -250,14 +252,13 @@ def _check_message(index: int, message: Message) -> None:
         )
     if message.role == "system" and index:
         raise PromptError("a system message after the first", code="bad_turn_order", where=where, remedy="put it first")
-    for character in message.text:
-        if character == "\0" or "\ud800" <= character <= "\udfff":
-            raise PromptError(
-                f"the text holds U+{ord(character):04X}, which is no character",
-                code="bad_characters",
-                where=where,
-                remedy="send valid Unicode without NUL",
-            )
+    if found := _NO_CHARACTER.search(message.text):
+        raise PromptError(
+            f"the text holds U+{ord(found[0]):04X}, which is no character",
+            code="bad_characters",
+            where=where,
+            remedy="send valid Unicode without NUL",
+        )
 
 
 def _split_markers(value: str, pictures: Iterable[Image]) -> tuple[Part, ...]:

@@ -40,12 +40,12 @@ def test_every_command_explains_itself_with_examples(llava: Llava, path: tuple[s
     assert long == short
     assert (long.code, long.err) == (0, "")
     assert "Usage: llava" in long.out
-    if path not in (("train",), ("scenes",), ("miniature",)):  # these only lead on
+    if path not in (("train",), ("data",), ("scenes",), ("miniature",)):  # these only lead on
         assert " ".join(("llava", *path)) in long.out.split("─╯")[-1], "no example"
 
 
 def test_no_words_and_wrong_words(llava: Llava) -> None:
-    for words in ([], ["train"], ["scenes"], ["miniature"], ["ask"]):
+    for words in ([], ["train"], ["data"], ["scenes"], ["miniature"], ["ask"]):
         done = llava(*words)
         assert (done.code, done.err) == (2, "")
         assert "Usage" in done.out

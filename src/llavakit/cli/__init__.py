@@ -1,7 +1,7 @@
 """The command ``llava``: one small module a command, each of which parses, builds values and calls one function.
 
     __init__     main: words -> exit code            ask  chat  show  demo      look at pictures
-    app          the table command -> function       train  scenes  miniature   make models and data
+    app          the table command -> function       train  data  scenes  miniature   make models and data
     border       errors, warnings and exit codes     environment                a report for bug threads
     options      options that commands share         terminal                   consoles and small pictures
     info  verify  convert      checkpoints: what they are, whether they agree with transformers, from layout to layout

@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Exit, Option, Typer
 
 from llavakit import __version__
-from llavakit.cli import ask, chat, convert, demo, environment, info, miniature, plan, scenes, show, train, verify
+from llavakit.cli import ask, chat, convert, data, demo, environment, info, miniature, plan, scenes, show, train, verify
 
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
@@ -20,7 +20,7 @@ COMMANDS = (
     ("demo", demo.demo, demo.EXAMPLES),
     ("env", environment.environment, environment.EXAMPLES),
 )
-GROUPS = (("train", train.app), ("scenes", scenes.app), ("miniature", miniature.app))
+GROUPS = (("train", train.app), ("data", data.app), ("scenes", scenes.app), ("miniature", miniature.app))
 EPILOG = """Try it:  llava demo   and   llava ask photo.jpg "What is this?"
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong words, 130 interrupted.

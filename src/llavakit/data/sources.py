@@ -1,35 +1,32 @@
-"""Training files to samples: LLaVA's JSON list or JSONL, plain or gzipped (spec 4.5), checked before a step is spent.
+"""Training files to samples, checked before a step is spent. What a record must be stands in ``rules``, how it is kept in ``index``.
 
-Every record is checked once at the start; the file is then kept as compact bytes, and a sample is built when it is asked for, so a
-list of 665,298 records costs its bytes and not its objects. What is wrong is one of two kinds:
+    file --(once)--> index --> Source: the usable samples, each built when it is asked for
 
-    fault    the sample cannot be used      DataError at once, or left out and counted with on_bad="skip"
-    remark   the sample is used as the rule says, and counted
-
-    fault     bad_record, no_turns, unknown_role, bad_turn_order, open_conversation, empty_reply, image_count, image_outside,
-              image_missing, bad_characters
-    remark    id_missing (made from the position), id_repeated, leading_reply (dropped, as LLaVA does: spec 3.5), marker_in_reply
-              (stays text)
+A ``Source`` is a view of an index: a slice of one, or what is left of it when pictures are missing, holds numbers and no records. It goes
+to worker processes as a path.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
-import os
-import zlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from llavakit.errors import DataError, LlavaError
-from llavakit.types import IMAGE_MARKER, Conversation
+import numpy as np
+import numpy.typing as npt
+
+from llavakit.data.index import Index, open_index
+from llavakit.data.present import missing
+from llavakit.data.reading import Progress
+from llavakit.data.rules import SHOWN, Report
+from llavakit.errors import DataError
+from llavakit.types import Conversation
+
+__all__ = ["Lengths", "OnBad", "Report", "Sample", "Source", "read_llava"]
 
 OnBad = Literal["stop", "skip"]
-SHOWN = 5  # examples kept of each finding
+Numbers = range | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -42,48 +39,41 @@ class Sample:
     source: str = ""
 
 
-@dataclass
-class Report:
-    """What was found while reading: how many records stood in the file, and each finding with its count and first places."""
+class Lengths(Sequence[tuple[bool, int]]):
+    """For each sample: does it hold an image, and its length as bytes of text (only used to sort: spec 4.3). Two arrays, no objects."""
 
-    records: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    remarks: Counter[str] = field(default_factory=Counter)
-    places: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(self, pictured: npt.NDArray[np.bool_], sizes: npt.NDArray[np.int64]) -> None:
+        self.pictured, self.sizes = pictured, sizes
 
-    def fault(self, error: LlavaError) -> None:
-        self.faults[error.code] += 1
-        self._place(error.code, str(error))
+    def __len__(self) -> int:
+        return len(self.sizes)
 
-    def remark(self, code: str, where: str) -> None:
-        self.remarks[code] += 1
-        self._place(code, where)
-
-    def _place(self, code: str, text: str) -> None:
-        if len(self.places.setdefault(code, [])) < SHOWN:
-            self.places[code].append(text)
-
-    def lines(self) -> list[str]:
-        """One line a finding, for a person."""
-        return [
-            f"{kind} {code}: {count} of {self.records} ({'; '.join(self.places[code])}{'; ...' if count > len(self.places[code]) else ''})"
-            for kind, found in (("left out", self.faults), ("remark", self.remarks))
-            for code, count in found.most_common()
-        ]
+    @overload
+    def __getitem__(self, index: int) -> tuple[bool, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Lengths: ...
+    def __getitem__(self, index: int | slice) -> tuple[bool, int] | Lengths:
+        if isinstance(index, slice):
+            return Lengths(self.pictured[index], self.sizes[index])
+        return bool(self.pictured[index]), int(self.sizes[index])
 
 
+@dataclass(frozen=True, eq=False)
 class Source(Sequence[Sample]):
     """The usable samples of one file. ``fingerprint`` is the SHA-256 of its content: it changes when the file does (D12)."""
 
-    def __init__(self, records: Sequence[tuple[str, bytes]], *, name: str, image_root: Path, report: Report, fingerprint: str) -> None:
-        self._records = records
-        self._name = name
-        self._image_root = image_root
-        self.report = report
-        self.fingerprint = fingerprint
+    held: Index
+    numbers: Numbers  # which of its records these are
+    name: str
+    image_root: Path
+    report: Report
+
+    @property
+    def fingerprint(self) -> str:
+        return self.held.fingerprint
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.numbers)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -91,184 +81,83 @@ class Source(Sequence[Sample]):
     def __getitem__(self, index: slice) -> Source: ...
     def __getitem__(self, index: int | slice) -> Sample | Source:
         if isinstance(index, slice):
-            part = self._records[index]
-            return Source(part, name=self._name, image_root=self._image_root, report=self.report, fingerprint=self.fingerprint)
-        place, packed = self._records[index]
-        record = json.loads(packed)
-        return Sample(record["id"], Conversation.from_llava(record, image_root=self._image_root), f"{self._name}:{place}")
+            return replace(self, numbers=self.numbers[index])
+        number = int(self.numbers[index])
+        sample_id, conversation = self.held.sample(number, self.image_root)
+        return Sample(sample_id, conversation, f"{self.name}:{self.held.place(number)}")
 
-    def lengths(self) -> list[tuple[bool, int]]:
-        """For each sample: does it hold an image, and its length in words and characters mixed (only used to sort: spec 4.3)."""
-        return [(b'"image"' in packed, len(packed)) for _, packed in self._records]
+    def take(self, chosen: Sequence[int] | npt.NDArray[np.int64]) -> Source:
+        """The samples of these positions, in this order."""
+        return replace(self, numbers=np.asarray(self.numbers, np.int64)[np.asarray(chosen, np.int64)])
+
+    def lengths(self) -> Lengths:
+        chosen: Any = self.numbers
+        if isinstance(chosen, range):
+            chosen = slice(chosen.start, chosen.stop, chosen.step) if chosen.step > 0 else np.asarray(chosen, np.int64)
+        return Lengths(np.diff(self.held.image_starts)[chosen] > 0, self.held.sizes[chosen])
 
 
 def read_llava(
-    path: Path, *, image_root: Path | None = None, on_bad: OnBad = "stop", allow_outside: bool = False, check_images: bool = True
+    path: Path,
+    *,
+    image_root: Path | None = None,
+    on_bad: OnBad = "stop",
+    allow_outside: bool = False,
+    check_images: bool = True,
+    progress: Progress | None = None,
 ) -> Source:
-    """Read and check a LLaVA file. ``image_root`` defaults to the file's folder.
+    """Open a training file: LLaVA's JSON list or JSONL, ``messages``, plain or gzipped, or parquet. ``image_root`` defaults to its folder.
 
     Raises DataError: ``bad_file`` (unreadable), ``bad_json`` (with line and column), ``no_samples``, or the first fault's code;
     for missing images the message counts all of them.
     """
     root = image_root if image_root is not None else path.parent
-    content = _content(path)
-    report = Report()
-    seen: set[str] = set()
-    kept: list[tuple[str, bytes]] = []
-    missing: list[str] = []
-    for place, entry in _records(content, path):
-        report.records += 1
-        where = f"{path.name}:{place}"
-        try:
-            record = _checked(entry, where=where, root=root, report=report, allow_outside=allow_outside)
-            absent = [name for name in record.get("image", []) if check_images and not (root / name).is_file()]
-            if absent:
-                missing.append(f"{where} {absent[0]}")
-                raise DataError(f"no image file {absent[0]}", code="image_missing", where=f"{where} (id {record['id']})")
-        except LlavaError as error:
-            if on_bad == "stop" and error.code != "image_missing":
-                raise
-            report.fault(error)
-            continue
-        if record["id"] in seen:
-            report.remark("id_repeated", f"{where} (id {record['id']})")
-        seen.add(record["id"])
-        kept.append((place, json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")))
-    if missing and on_bad == "stop":
-        raise _all_missing(missing, root, path)
-    if not kept:
-        raise DataError("no usable sample", code="no_samples", where=str(path), remedy="; ".join(report.lines()) or "the file is empty")
-    return Source(kept, name=path.name, image_root=root, report=report, fingerprint=hashlib.sha256(content).hexdigest())
+    index = open_index(path, allow_outside=allow_outside, progress=progress)
+    if on_bad == "stop" and index.fault is not None:
+        raise _first(index)
+    source = Source(index, range(len(index)), path.name, root, index.report())
+    if check_images:
+        source = _with_pictures(source, path, on_bad)
+    if not source:
+        remedy = "; ".join(source.report.lines()) or "the file is empty"
+        raise DataError("no usable sample", code="no_samples", where=str(path), remedy=remedy)
+    return source
 
 
-def _all_missing(missing: Sequence[str], root: Path, path: Path) -> DataError:
-    shown = "; ".join(missing[:SHOWN]) + ("; ..." if len(missing) > SHOWN else "")
-    return DataError(
-        f"{len(missing)} samples name images that are not under {root}: {shown}",
-        code="image_missing",
-        where=str(path),
-        remedy="set images=<folder>, or leave them out with on_bad_sample=skip",
-    )
+def _first(index: Index) -> DataError:
+    """The first fault, and how many there are."""
+    assert index.fault is not None
+    first, count = index.fault.error(), index.report().faults.total()
+    if count == 1:
+        return first
+    others = f"{first.remedy}; {count - 1} more samples cannot be used: llava data check lists them"
+    return DataError(first.what, code=first.code, where=first.where, remedy=others)
 
 
-def _content(path: Path) -> bytes:
-    try:
-        packed = path.read_bytes()
-        return gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed
-    except (OSError, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataError(reason, code="bad_file", where=str(path), remedy="give a LLaVA JSON or JSONL file") from error
-
-
-def _records(content: bytes, path: Path) -> Iterator[tuple[str, Any]]:
-    """Each record with its place: its number in a JSON list, its line in JSONL."""
-    text = _text(content, path)
-    if text.lstrip().startswith("["):
-        for index, entry in enumerate(_json(text, path, 1)):
-            yield f"[{index}]", entry
-        return
-    # split on "\n" alone: U+2028 and its like may stand inside a JSON string
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if len(lines) > 1 and not _is_json(lines[0][1]) and isinstance(_json(text, path, 1), dict):
-        raise DataError("one object, not a list of samples", code="bad_file", where=str(path), remedy="write a list, or one object a line")
-    for number, line in lines:
-        yield f"{number}", _json(line, path, number)
-
-
-def _text(content: bytes, path: Path) -> str:
-    try:
-        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-            return content.decode("utf-16")
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+def _with_pictures(source: Source, path: Path, on_bad: OnBad) -> Source:
+    """The samples whose pictures are there. Raises DataError ``image_missing`` unless they may be left out."""
+    index = source.held
+    names = index.names()
+    absent = missing(names, source.image_root)
+    if not absent:
+        return source
+    lost = np.flatnonzero(np.fromiter((name in absent for name in names), bool, len(names)))
+    rows = np.flatnonzero(np.isin(index.image_ids, lost))
+    bad = np.unique(np.searchsorted(index.image_starts, rows, "right") - 1)
+    shown = []
+    for number in map(int, bad[:SHOWN]):
+        ids = index.image_ids[index.image_starts[number] : index.image_starts[number + 1]]
+        shown.append((index.sample(number, source.image_root)[0], index.place(number), next(names[i] for i in ids if names[i] in absent)))
+    if on_bad == "stop":
+        told = "; ".join(f"{path.name}:{place} {name}" for _, place, name in shown) + ("; ..." if len(bad) > SHOWN else "")
         raise DataError(
-            f"byte {error.start} (line {line}) is not UTF-8", code="bad_json", where=str(path), remedy="save the file as UTF-8"
-        ) from error
-
-
-def _json(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = error.lineno + first_line - 1
-        comma = "trailing comma" in error.msg or _after_comma(text, error.pos)
-        raise DataError(
-            f"not JSON: {error.msg}",
-            code="bad_json",
-            where=f"{path}, line {line}, column {error.colno}",
-            remedy="remove the comma before the closing bracket" if comma else "repair it there",
-        ) from error
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        return False
-    return True
-
-
-def _after_comma(text: str, position: int) -> bool:
-    return text[:position].rstrip().endswith(",") and text[position : position + 1] in ("]", "}")
-
-
-def _checked(entry: Any, *, where: str, root: Path, report: Report, allow_outside: bool) -> dict[str, Any]:
-    """A record with an id, a list of image names, and turns that make a closed conversation. Raises DataError."""
-    if not isinstance(entry, Mapping):
-        raise DataError("the sample is no JSON object", code="bad_record", where=where, remedy='write {"conversations": [...]}')
-    raw_id = entry.get("id")
-    if raw_id is None or raw_id == "":
-        report.remark("id_missing", where)
-    sample_id = where if raw_id is None or raw_id == "" else str(raw_id)
-    place = f"{where} (id {sample_id})"
-    turns = _turns(entry.get("conversations"), place, report)
-    names = _image_names(entry.get("image", entry.get("images")), place, allow_outside)
-    record: dict[str, Any] = {"id": sample_id, "conversations": turns} | ({"image": names} if names else {})
-    try:
-        conversation = Conversation.from_llava(record, image_root=root)
-    except LlavaError as error:
-        raise DataError(error.what, code=error.code, where=f"{place} {error.where}".rstrip(), remedy=error.remedy) from error
-    if conversation.open or len(conversation.turns) < 2:
-        raise DataError(
-            "the conversation ends without a reply", code="open_conversation", where=place, remedy="end it with a turn from 'gpt'"
+            f"{len(bad)} samples name images that are not under {source.image_root}: {told}",
+            code="image_missing",
+            where=str(path),
+            remedy="set images=<folder>, or leave them out with on_bad_sample=skip",
         )
-    for turn in turns:
-        if turn["from"] == "gpt" and not turn["value"].strip():
-            raise DataError("an empty reply", code="empty_reply", where=place, remedy="remove the sample or write the reply")
-        if turn["from"] == "gpt" and IMAGE_MARKER in turn["value"]:
-            report.remark("marker_in_reply", place)
-    return record
-
-
-def _turns(value: Any, place: str, report: Report) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise DataError(
-            "no conversation", code="no_turns", where=place, remedy='write "conversations": [{"from": "human", "value": "..."}, ...]'
-        )
-    for index, turn in enumerate(value):
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str) or not isinstance(turn.get("value"), str):
-            raise DataError(
-                "a turn without text in 'from' and 'value'", code="bad_record", where=f"{place} conversations[{index}]", remedy="add them"
-            )
-    turns = [{"from": turn["from"], "value": turn["value"]} for turn in value]
-    if turns[0]["from"] == "gpt" and len(turns) > 1:
-        report.remark("leading_reply", place)
-        turns = turns[1:]
-    return turns
-
-
-def _image_names(value: Any, place: str, allow_outside: bool) -> list[str]:
-    names = [value] if isinstance(value, str) else list(value) if isinstance(value, list) else [] if value is None else None
-    if names is None or not all(isinstance(name, str) and name for name in names):
-        raise DataError("'image' is neither a name nor a list of names", code="bad_record", where=place, remedy="give relative paths")
-    for name in names:
-        plain = os.path.normpath(name)
-        if not allow_outside and (os.path.isabs(plain) or plain.split(os.sep)[0] == ".."):
-            raise DataError(
-                f"the image {name!r} leaves the images folder",
-                code="image_outside",
-                where=place,
-                remedy="use relative paths inside it, or allow_outside=true",
-            )
-    return names
+    source.report.faults["image_missing"] += len(bad)
+    source.report.places["image_missing"] = [
+        f"{path.name}:{place} (id {sample_id}): no image file {name}" for sample_id, place, name in shown
+    ]
+    return replace(source, numbers=np.delete(np.arange(len(index)), bad))
