@@ -123,12 +123,20 @@ class TrainConfig:
     "Let image names leave the images folder (absolute or ../)."
     out: Path = Path("runs/out")
     "The run folder: config.yaml, metrics.jsonl, loss.png and the checkpoints step-N."
+    holdout: int = 0
+    "Samples kept from training; their loss by source and kind goes to evaluations.jsonl."
+    eval_every: int = 0
+    "Steps between measurements on them; 0 measures at every checkpoint."
+    panel: int = 6
+    "Pictures among them whose first question is answered at each measurement (panel.json, report.html)."
     save_every: int = 1000
     "Steps between checkpoints; the last step is always saved."
     keep: int = 2
     "Checkpoints kept; 0 keeps all."
     log_every: int = 10
     "Steps between printed lines when the output is no terminal; metrics.jsonl has every step."
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    "Also send the numbers to one of these (extras of the same names)."
     resume: str = "auto"
     "auto goes on from the newest good checkpoint in out; never refuses a used folder; else a checkpoint folder."
     force: bool = False
@@ -137,9 +145,9 @@ class TrainConfig:
     "Stop after so many steps in a row whose loss or gradient is not a number; such steps change nothing."
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "accumulation", "epochs", "max_length", "save_every", "log_every", "non_finite_limit", "timeout")
-        least = dict.fromkeys(counts, 1)
-        least |= {"lr": 0, "weight_decay": 0, "clip": 0, "seed": 0, "workers": 0, "cache_mb": 0, "group": 0, "keep": 0}
+        at_least_one = ("batch_size", "accumulation", "epochs", "max_length", "save_every", "log_every", "non_finite_limit", "timeout")
+        not_negative = ("lr", "weight_decay", "clip", "seed", "workers", "cache_mb", "group", "keep", "holdout", "eval_every", "panel")
+        least = dict.fromkeys(at_least_one, 1) | dict.fromkeys(not_negative, 0)
         for name, low in least.items():
             in_range(name, getattr(self, name), low, math.inf)
         in_range("warmup", self.warmup, 0, 1)
@@ -152,7 +160,8 @@ class TrainConfig:
 
 # What may not change between a checkpoint and its resumption without force: they decide what the weights and the samples are.
 FIXED = frozenset({
-    "stage", "rates", "lora", "start", "tower", "decoder", "projector", "data", "images", "share", "placement", "template", "aspect",
+    "stage", "rates", "lora", "start", "tower", "decoder", "projector", "data", "images", "share", "placement", "holdout",
+    "template", "aspect",
     "tiles", "base",
     "max_length", "optimizer", "seed", "group", "on_bad_sample", "allow_outside",
 })  # fmt: skip

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,33 @@ def test_twenty_random_kills_leave_a_loadable_checkpoint_and_the_same_run(config
     assert found["steps"], "no kill came after a save"
     for number in range(found["finished"]):
         assert_same_run(tmp_path / "whole", tmp_path / f"killed-{number}")
+
+
+def test_a_signal_to_the_whole_group_stops_after_the_step(config: TrainConfig) -> None:
+    """T2 as schedulers do it: SIGTERM reaches the loader's processes too. The step is finished, saved, and the run goes on later."""
+    long = replace(config, epochs=100_000, workers=2, save_every=100_000)
+    words = [
+        "start",
+        "data",
+        "images",
+        "out",
+        "batch_size",
+        "accumulation",
+        "epochs",
+        "workers",
+        "save_every",
+        "dtype",
+        "device",
+        "max_length",
+    ]
+    options = {**vars(long), "images": long.data.parent}  # type: ignore[union-attr]
+    command = [sys.executable, "-m", "llavakit", "train", "finetune", *(f"{name}={options[name]}" for name in words)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(long.out)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert state.step_of(state.checkpoints(long.out)[0]) == len(read_metrics(long.out))

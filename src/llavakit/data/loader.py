@@ -320,5 +320,9 @@ def _as_is(window: Window | LlavaError) -> Window | LlavaError:
 
 
 def _quiet_worker(_: int) -> None:
-    """Ctrl-C reaches the whole process group; only the training process answers it (T2)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C, and what a scheduler sends before it takes the machine, reach the whole group; only the training process answers (T2).
+
+    A worker that ignores SIGTERM still ends: when told to, when killed, and seconds after its parent is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

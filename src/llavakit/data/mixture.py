@@ -143,7 +143,7 @@ class Mixture(Sequence[Sample]):
         which, number = self.place(index)
         ingredient = self.ingredients[which]
         sample = ingredient.source[number]
-        return replace(sample, where=f"{ingredient.spec.name}: {sample.where}")
+        return replace(sample, where=f"{ingredient.spec.name}: {sample.where}", source=ingredient.spec.name)
 
     def place(self, index: int) -> tuple[int, int]:
         """(which ingredient, number in its source) of a sample."""

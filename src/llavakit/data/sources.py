@@ -34,11 +34,12 @@ SHOWN = 5  # examples kept of each finding
 
 @dataclass(frozen=True)
 class Sample:
-    """One closed conversation. ``where`` is file and line (or position), for messages."""
+    """One closed conversation. ``where`` is file and line (or position), for messages; ``source`` its name in a mixture."""
 
     id: str
     conversation: Conversation
     where: str
+    source: str = ""
 
 
 @dataclass

@@ -35,11 +35,11 @@ class Gallery:
         return normal
 
 
-def gallery(split: Split, count: int, *, size: int, start: int = 0, workers: int = 2) -> Gallery:
-    """``count`` scenes of a split, drawn and prepared at ``size`` pixels."""
+def gallery(split: Split, count: int, *, size: int, start: int = 0, workers: int = 2, squashed: bool = False) -> Gallery:
+    """``count`` scenes of a split, drawn and prepared at ``size`` pixels: padded, or ``squashed`` every second one."""
     chosen = tuple(itertools.islice(scenes(split, start=start), count))
     seeds = [scene.seed for scene in chosen]
-    chunks = [(seeds[at : at + 500], size) for at in range(0, count, 500)]
+    chunks = [(seeds[at : at + 500], size, squashed) for at in range(0, count, 500)]
     if workers > 1 and len(chunks) > 1:
         with ProcessPoolExecutor(workers) as pool:
             parts = list(pool.map(_prepare, chunks))
@@ -48,18 +48,20 @@ def gallery(split: Split, count: int, *, size: int, start: int = 0, workers: int
     return Gallery(scenes=chosen, pixels=np.concatenate(parts))
 
 
-def _prepare(job: tuple[list[int], int]) -> NDArray[np.uint8]:
-    seeds, size = job
+def _prepare(job: tuple[list[int], int, bool]) -> NDArray[np.uint8]:
+    seeds, size, squashed = job
     out = np.empty((len(seeds), 3, size, size), dtype=np.uint8)
     for row, seed in enumerate(seeds):
-        out[row] = _pixels(make_scene(seed), size)
+        out[row] = _pixels(make_scene(seed), size, squash=squashed and row % 2 == 1)
     return out
 
 
-def _pixels(scene: Scene, size: int) -> NDArray[np.uint8]:
+def _pixels(scene: Scene, size: int, *, squash: bool) -> NDArray[np.uint8]:
     from PIL import Image
 
     picture = draw(scene)
+    if squash:
+        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     side = max(picture.size)
     square = Image.new("RGB", (side, side), FILL)
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))

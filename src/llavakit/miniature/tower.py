@@ -91,6 +91,8 @@ class TowerConfig:
     """false: printed text is stated whole only, never letter by letter"""
     close_ups: float = 0.0
     """share of a batch's pictures that are close-ups of small print, for towers that will see tiles (AnyRes)"""
+    squashed: bool = False
+    """true: every second scene fills the square without its aspect ratio, as AnyRes shows the whole; else all are padded"""
     start: Path | None = None
     """folder of a stopped run whose weights to go on from"""
     stop: int | None = None
@@ -243,9 +245,9 @@ def train_tower(config: TowerConfig, tokenizer: Any, *, log: Path | None = None,
     draw = Statements(tokenizer, config)
     if config.start is not None:
         model.load_state_dict(load_file(config.start / "clip.safetensors"))
-    pictures = gallery("train", config.scenes, size=config.size)
+    pictures = gallery("train", config.scenes, size=config.size, squashed=config.squashed)
     windows = close_ups("train", config.scenes // 2 if config.close_ups else 0, size=config.size, start=CLOSE_UPS)
-    held_out = {"": gallery("test", 512, size=config.size, start=10_000_000)}
+    held_out = {"": gallery("test", 512, size=config.size, start=10_000_000, squashed=config.squashed)}
     if config.close_ups:
         held_out["close_up_"] = close_ups("test", 512, size=config.size, start=10_000_000)
     rates = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)

@@ -15,7 +15,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,24 @@ from torch import nn
 from llavakit import config as options
 from llavakit.checkpoint import store
 from llavakit.config import TrainConfig
+from llavakit.data.holdout import Part, groups, split
 from llavakit.data.loader import Loader, Window, learned_tokens
 from llavakit.data.mixture import Mixture
 from llavakit.data.sources import Source
 from llavakit.errors import CheckpointError, TrainingError
 from llavakit.model.llava import Llava
 from llavakit.processor import Batch, Processor
-from llavakit.train import lora, saving, start, state
+from llavakit.train import going_on, lora, saving, start, state
 from llavakit.train.optim import Optimizer, factor
-from llavakit.train.progress import MetricsFile, Mute, Progress, StepReport, plot, progress
+from llavakit.train.progress import EVALUATIONS, LinesFile, Mute, Progress, StepReport, plot, progress
 from llavakit.train.ranks import Ranks, joined, quietly, spread, watched
+from llavakit.train.report import write_report
 from llavakit.train.saving import SaveModel
 from llavakit.train.signals import Signals
+from llavakit.train.trackers import Tracked, tracker
+from llavakit.train.watch import Watch, measure
 
 SILENT_SHARE = 0.01  # hardening D10: more samples than this without a learned token stop the run
-NOT_COMPARED = frozenset({"out", "resume", "force", "log_every"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ class _Run:
     optimizer: Optimizer
     loader: Loader
     source: Source | Mixture
+    watch: Watch
     device: torch.device
     dtype: torch.dtype
     steps: int
@@ -92,15 +96,13 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
     config = lora.settled(start.settled(config))
     with joined(start.device(config).type, config.timeout) as ranks, Signals() as signals:
         if ranks.main:
-            _make_folder(config.out)
+            going_on.make_folder(config.out)
         shown = progress(1, every=config.log_every) if ranks.main else Mute()
-        resumed = ranks.of_main(_resume_point(config, shown.say) if ranks.main else None)
+        resumed = ranks.of_main(going_on.resume_point(config, shown.say) if ranks.main else None)
         run = _begin(config, ranks, resumed, shown.say, save_model)
-        metrics = MetricsFile(config.out, after=run.step) if ranks.main else None
-        if ranks.main:
-            options.save(config, config.out / "config.yaml")
+        logs = _logs(run) if ranks.main else None
         with run.shown, watched(ranks, config.out, config.timeout) as alive:
-            _steps(run, signals, metrics, on_step, alive)
+            _steps(run, signals, logs, on_step, alive)
         if run.saved is None or state.step_of(run.saved) != run.step:
             _save(run, must=True)
         assert run.saved is not None
@@ -108,48 +110,14 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
             name = signal.Signals(signals.received).name
             shown.say(f"stopped by {name} after step {run.step} of {run.steps}; saved {run.saved}; the same command goes on from there")
             return Outcome(checkpoint=run.saved, step=run.step, signal=signals.received)
-        if ranks.main:
-            lora.check_learned(run.model, config.out)
+        if logs is not None:
+            logs.tracked.close()
             plot(config.out)
+            if run.step:
+                write_report(config.out)
+        lora.check_learned(run.model, config.out)
         shown.say(f"done: {run.step} steps, saved {run.saved}; " + ", ".join(f"{n} {name}" for name, n in run.counts.items()))
         return Outcome(checkpoint=run.saved, step=run.step)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        reason = error.strerror or "not possible"
-        raise TrainingError(f"cannot write there ({reason})", code="cannot_write", where=str(out), remedy="choose another out") from error
-
-
-def _resume_point(config: TrainConfig, say: Callable[[str], None]) -> Path | None:
-    """The checkpoint to go on from, or None for a new run. Clears what a killed run left behind."""
-    state.sweep(config.out)
-    if config.resume == "auto":
-        return state.newest(config.out, say)
-    used = state.checkpoints(config.out)
-    if config.resume == "never":
-        if used:
-            raise TrainingError(
-                "the folder holds a run", code="run_exists", where=str(config.out), remedy="choose another out, or resume=auto"
-            )
-        return None
-    chosen = Path(config.resume)
-    state.verify(chosen)
-    newer = [
-        folder for folder in used if folder != chosen and chosen.parent == config.out and state.step_of(folder) > state.step_of(chosen)
-    ]
-    if newer:
-        raise TrainingError(
-            f"{newer[0].name} is newer than {chosen.name}",
-            code="newer_checkpoints",
-            where=str(config.out),
-            remedy="move the newer ones away, or choose another out",
-        )
-    return chosen
 
 
 def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callable[[str], None], save_model: SaveModel) -> _Run:
@@ -160,7 +128,7 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     position = optimizer_state = random = None
     if resumed is not None:
         position, optimizer_state, random = state.read_trainer(resumed)
-        _check_unchanged(config, position, source, say)
+        going_on.check_unchanged(config, position, source, say)
     torch.manual_seed(config.seed)
     device = start.device(config, ranks.local)
     dtype = start.forward_dtype(config, device)
@@ -176,10 +144,12 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     optimizer = Optimizer(
         model, rates, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas, clip=config.clip, kind=config.optimizer
     )
-    loader = _loader(config, source, processor, ranks)
+    samples, held = split(source, config.holdout, seed=config.seed)
+    loader = _loader(config, samples, processor, ranks)
     steps = config.steps if config.steps is not None else config.epochs * loader.steps_per_epoch
     run = _Run(
         config=config, ranks=ranks, model=model, forward=forward, processor=processor, optimizer=optimizer, loader=loader, source=source,
+        watch=Watch.of(groups(held), config.panel),
         device=device, dtype=dtype, steps=steps, shown=progress(steps, every=config.log_every) if ranks.main else Mute(),
         save_model=begun.save_model,
     )  # fmt: skip
@@ -189,7 +159,7 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
         _check_room(run)
     total = sum(parameter.numel() for parameter in model.parameters())
     say(
-        f"{config.stage}: {optimizer.learned:,} of {total:,} parameters learn; {len(source):,} samples, {steps:,} steps of "
+        f"{config.stage}: {optimizer.learned:,} of {total:,} parameters learn; {len(samples):,} samples, {steps:,} steps of "
         f"{config.batch_size} x {config.accumulation}; {device.type}, {str(dtype).removeprefix('torch.')}"
         + (f" on {ranks.world} ranks" if ranks.world > 1 else "")
         + (f"; resumed at step {run.step}" if resumed else "")
@@ -197,7 +167,7 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     return run
 
 
-def _loader(config: TrainConfig, source: Source | Mixture, processor: Processor, ranks: Ranks) -> Loader:
+def _loader(config: TrainConfig, source: Source | Mixture | Part, processor: Processor, ranks: Ranks) -> Loader:
     return Loader(
         source,
         processor,
@@ -225,30 +195,10 @@ def _restore(run: _Run, folder: Path | None, position: state.Position, optimizer
     saving.restore_random(random, ranks=run.ranks, seed=run.config.seed + position.step, device=run.device)
 
 
-def _check_unchanged(config: TrainConfig, position: state.Position, source: Source | Mixture, say: Callable[[str], None]) -> None:
-    """Print what differs from the checkpoint's run; refuse what changes the model, the samples or their order (T10, D12)."""
-    now = options.to_dict(config)
-    changed = [d for d in options.differences(position.config, now) if d.name not in NOT_COMPARED]
-    for difference in changed:
-        say(f"changed since the checkpoint: {difference}")
-    refused = [difference.name for difference in changed if difference.name in options.FIXED]
-    if position.config["batch_size"] * position.config["accumulation"] != config.batch_size * config.accumulation:
-        refused.append("batch_size x accumulation")
-    if position.fingerprint != source.fingerprint:
-        refused.append(f"the content of {config.data}")
-    if refused and not config.force:
-        raise TrainingError(
-            f"not the run of the checkpoint: {', '.join(refused)} changed",
-            code="run_changed",
-            where=str(config.out),
-            remedy="undo the change, choose another out, or force=true",
-        )
-
-
 def _steps(
     run: _Run,
     signals: Signals,
-    metrics: MetricsFile | None,
+    logs: Logs | None,
     on_step: Callable[[StepReport], None] | None,
     alive: Callable[[], None],
 ) -> None:
@@ -269,17 +219,54 @@ def _steps(
             samples=met["samples"], step_time=now - began, tokens_per_s=met["tokens"] / (now - began),
         )  # fmt: skip
         began = now
-        if metrics is not None:
-            metrics.write(report)
+        if logs is not None:
+            logs.steps.write(asdict(report))
+            logs.tracked.log(run.step, asdict(report))
         run.shown.step(report)
         if on_step is not None:
             on_step(report)
         _check_health(run, window, report, met)
         _agree(run, signals)
-        if run.step >= run.steps or signals.received is not None:
+        ends = run.step >= run.steps or signals.received is not None
+        if ends or run.step % (run.config.eval_every or run.config.save_every) == 0:
+            _evaluate(run, logs)
+        if ends:
             return
         if run.step % run.config.save_every == 0:
             _save(run, must=False)
+
+
+@dataclass(frozen=True)
+class Logs:
+    """The files the main process appends to."""
+
+    steps: LinesFile
+    evaluations: LinesFile
+    tracked: Tracked
+
+
+def _logs(run: _Run) -> Logs:
+    out = run.config.out
+    options.save(run.config, out / "config.yaml")
+    if run.watch.panel:
+        run.watch.write_panel(out)
+    tracked = tracker(run.config.track, out, options.to_dict(run.config), run.shown.say)
+    return Logs(LinesFile(out, after=run.step), LinesFile(out, after=run.step, name=EVALUATIONS), tracked)
+
+
+def _evaluate(run: _Run, logs: Logs | None) -> None:
+    """Measure on the held-out samples, all ranks together."""
+    if not run.watch.groups:
+        return
+    found = measure(
+        run.watch, model=run.model, forward=run.forward, processor=run.processor, config=run.config, ranks=run.ranks, device=run.device,
+        narrow=run.dtype == torch.bfloat16,
+    )  # fmt: skip
+    if logs is not None:
+        logs.evaluations.write({"step": run.step} | found)
+        logs.tracked.log(run.step, {f"held out/{name}": row["loss"] for name, row in found["losses"].items()})
+    told = ", ".join(f"{name} {row['loss']:.4f}" for name, row in found["losses"].items())
+    run.shown.say(f"held out at step {run.step}: {told}")
 
 
 def _met(run: _Run, window: Window) -> dict[str, int]:

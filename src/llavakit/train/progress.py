@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-METRICS = "metrics.jsonl"
+METRICS, EVALUATIONS, PANEL = "metrics.jsonl", "evaluations.jsonl", "panel.json"
 SMOOTHED = 0.98  # weight of the past in the plotted running mean
 
 
@@ -46,30 +46,31 @@ class StepReport:
         )
 
 
-class MetricsFile:
-    """Appends one JSON line a step; opening it at step N first drops every line after N and any torn last line."""
+class LinesFile:
+    """Appends JSON lines with a step; opening it at step N first drops every line after N and any torn last line."""
 
-    def __init__(self, folder: Path, *, after: int) -> None:
-        self._path = folder / METRICS
-        kept = [line for line in _whole_lines(self._path) if line["step"] <= after] if after else []
-        draft = folder / (METRICS + ".tmp")
+    def __init__(self, folder: Path, *, after: int, name: str = METRICS) -> None:
+        self._path = folder / name
+        kept = [line for line in read_lines(self._path) if line["step"] <= after] if after else []
+        draft = folder / (name + ".tmp")
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(draft, self._path)
 
-    def write(self, report: StepReport) -> None:
+    def write(self, line: Mapping[str, Any]) -> None:
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(report)) + "\n")
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except OSError:
             return  # the log is lost, the run is not
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, without a torn last one."""
-    return _whole_lines(folder / METRICS)
+    return read_lines(folder / METRICS)
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines."""
     if not path.exists():
         return []
     lines = []
