@@ -45,6 +45,16 @@ def test_a_base_in_few_bits_stays_as_it_is_and_its_adapter_is_one_of_the_whole(b
     assert_same_run(run.out, parted.out)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_watched_run_gives_the_same_bits(bits: int, config: TrainConfig, tmp_path: Path) -> None:
+    """Evaluation runs in eval mode, in which packed layers compute in another way."""
+    run = replace(config, lora=replace(SMALL, bits=bits), holdout=4, panel=1, out=tmp_path / "seen", steps=2)
+    train(replace(run, eval_every=1))
+    train(replace(run, eval_every=0, out=tmp_path / "unseen"))
+    seen, unseen = (load_file(out / "step-2" / "adapter_model.safetensors") for out in (run.out, tmp_path / "unseen"))
+    assert all(torch.equal(seen[name], unseen[name]) for name in seen)
+
+
 def test_gradients_through_four_bits_are_those_of_the_same_numbers_held_whole(config: TrainConfig) -> None:
     """Also after a look in eval mode, where bitsandbytes would take up a kernel without gradients."""
     import bitsandbytes as bnb

@@ -116,6 +116,7 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
             plot(config.out)
             if run.step:
                 write_report(config.out)
+        lora.check_learned(run.model, config.out)
         shown.say(f"done: {run.step} steps, saved {run.saved}; " + ", ".join(f"{n} {name}" for name, n in run.counts.items()))
         return Outcome(checkpoint=run.saved, step=run.step)
 
