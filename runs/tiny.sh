@@ -23,11 +23,11 @@ llava train pretrain tower="$out/tower" decoder="$out/decoder" data="$out/scenes
   aspect=pad out="$out/pretrain" batch_size=64 accumulation=1 steps=250 lr=2e-3 workers=1
 
 step "6 stage 2: projector and decoder"
-llava train finetune start="$out/pretrain" data="$out/scenes/finetune.json" images="$out/scenes/images" \
+llava train finetune placement=as_data start="$out/pretrain" data="$out/scenes/finetune.json" images="$out/scenes/images" \
   out="$out/finetune" optimizer=muon lr=3e-3 betas=[0.9,0.98] batch_size=16 accumulation=1 steps=6000 workers=1 group=16
 
 # Questions that name a place ("what is at the bottom left?") are learned last: a second, gentler run over the same samples in another order.
-llava train finetune start="$out/finetune" data="$out/scenes/finetune.json" images="$out/scenes/images" \
+llava train finetune placement=as_data start="$out/finetune" data="$out/scenes/finetune.json" images="$out/scenes/images" \
   out="$out/finetune-more" optimizer=muon lr=1.5e-3 betas=[0.9,0.98] batch_size=16 accumulation=1 steps=1800 workers=1 group=16 seed=1
 
 step "7 score"

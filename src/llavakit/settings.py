@@ -20,8 +20,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from llavakit.errors import ConfigError
 
 T = TypeVar("T")
@@ -65,6 +63,8 @@ def parse(base: T, words: Sequence[str] = (), *, file: Path | None = None) -> T:
 
 def load(base: T, path: Path) -> T:
     """``base`` with the fields of a YAML file changed. Raises ConfigError naming the file and the field."""
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -81,6 +81,8 @@ def load(base: T, path: Path) -> T:
 
 def save(value: Any, path: Path) -> None:
     """Write every field as YAML; ``load`` on any base gives the value back. The file is replaced in one move."""
+    import yaml
+
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(draft, path)
@@ -155,6 +157,8 @@ def _read(text: str, hint: Any, where: str) -> Any:
         return None
     if any(member in (str, Path) or get_origin(member) is Literal for member in members):
         return text
+    import yaml
+
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -50,7 +50,7 @@ for _recipe in RECIPES.values():
     app.command(_recipe.name, help=_help, epilog=RECIPE_EXAMPLES.format(name=_recipe.name))(_command(_recipe))
 
 
-@app.command()
+@app.command(epilog="Examples:\n\n  llava train report runs/finetune\n")
 def report(run: Annotated[Path, Argument(metavar="RUN", help="The folder of a run.")]) -> None:
     """Make report.html of a run again."""
     from llavakit.train.report import write_report

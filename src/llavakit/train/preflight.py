@@ -32,7 +32,8 @@ from llavakit.data.loader import Loader
 from llavakit.data.masks import Run as Piece
 from llavakit.data.masks import runs
 from llavakit.data.mixture import Mixture
-from llavakit.data.sources import SHOWN, Sample, Source
+from llavakit.data.rules import SHOWN
+from llavakit.data.sources import Sample, Source
 from llavakit.errors import DataError, ImageError, LlavaError, TrainingError
 from llavakit.images import image_size
 from llavakit.model.llava import Llava

@@ -147,14 +147,14 @@ def cut(model: Llava, config: TrainConfig) -> None:
         if model.config.canvases:
             raise ConfigError("the checkpoint sees tiles", code="bad_value", where="aspect", remedy="give aspect=anyres and its tiles")
         return
-    canvases = tiles_of(_shapes(config.tiles), model.config.image_size)
+    canvases = tiles_of(shapes(config.tiles), model.config.image_size)
     model.config = replace(model.config, canvases=canvases, merge="spatial_unpad")
     if model.image_newline is None:
         table = model.language_model.get_input_embeddings().weight
         model.image_newline = nn.Parameter((torch.randn(table.shape[1]) / table.shape[1] ** 0.5).to(table.dtype))
 
 
-def _shapes(words: str) -> tuple[tuple[int, int], ...]:
+def shapes(words: str) -> tuple[tuple[int, int], ...]:
     """Columns x rows of ``tiles``."""
     if words in SHAPES:
         return SHAPES[words]
