@@ -123,7 +123,7 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
 
 def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callable[[str], None], save_model: SaveModel) -> _Run:
     """Read and check the data, build or load the model, freeze, make the optimizer and the loader; restore all when resuming."""
-    source = start.samples(config)
+    source = start.samples(config, say)
     for line in source.report.lines():
         say(f"{source.report.records} records: {line}")
     position = optimizer_state = random = None

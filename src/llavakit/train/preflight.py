@@ -151,7 +151,7 @@ def first_rank() -> bool:
 def inspect(config: TrainConfig, *, say: Say, save_model: SaveModel = store.save) -> Report:
     """Look at everything a run needs. Raises what the run itself would raise, and DataError or TrainingError as listed above."""
     config = start.settled(config)
-    source = start.samples(config)
+    source = start.samples(config, say)
     pictures, unreadable = headers(source, config, say) if first_rank() else (0, ())
     model, processor = start.model_and_processor(config, None)
     masks = tuple(_masks(source, processor))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from llavakit.train.attention import use_training_attention
 from llavakit.train.stages import STAGES
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
+SECONDS_APART = 5.0  # between two lines about one reading
 ROWS_ROUNDED_TO = 64  # spec 1.6: the embedding grows to a multiple of 64
 
 
@@ -64,14 +66,28 @@ def settled(config: TrainConfig) -> TrainConfig:
     return replace(config, **paths, images=images.absolute(), out=config.out.absolute(), resume=resume)  # type: ignore[arg-type]
 
 
-def samples(config: TrainConfig) -> Source | Mixture:
-    """The samples of a file or of a mixture, checked. Raises DataError."""
+def samples(config: TrainConfig, say: Callable[[str], object]) -> Source | Mixture:
+    """The samples of a file or of a mixture, checked; a file read for the first time says how far it is. Raises DataError."""
     assert config.data is not None
     given = {"on_bad": config.on_bad_sample, "allow_outside": config.allow_outside}
     if str(config.data) not in SHIPPED and config.data.suffix not in (".yaml", ".yml"):
-        return read_llava(config.data, image_root=config.images, **given)  # type: ignore[arg-type]
+        told = _now_and_then(config.data.name, say)
+        return read_llava(config.data, image_root=config.images, progress=told, **given)  # type: ignore[arg-type]
     manifest = shipped(str(config.data)) if str(config.data) in SHIPPED else read_manifest(config.data)
     return open_mixture(manifest, config.images or Path(), share=config.share, **given)  # type: ignore[arg-type]
+
+
+def _now_and_then(name: str, say: Callable[[str], object]) -> Callable[[int, int], None]:
+    """A line every few seconds of a long reading; a short one is silent."""
+    last = time.monotonic()
+
+    def tell(done: int, whole: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > SECONDS_APART:
+            last = time.monotonic()
+            say(f"reading {name}, once: {done / max(1, whole):.0%}")
+
+    return tell
 
 
 def template(name: str) -> Template:
