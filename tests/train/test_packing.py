@@ -146,6 +146,23 @@ def test_every_sample_once_an_epoch_on_any_number_of_ranks(source: Source, token
     assert told[0] == told[1] == told[2]
 
 
+@pytest.mark.parametrize("worlds", [(1, 2), (2, 1), (3, 2)])
+def test_every_sample_once_when_another_world_goes_on(source: Source, tokenizer: Any, worlds: tuple[int, int]) -> None:
+    """Half of the windows in one world, the rest of the epoch in the other, from the number that a checkpoint holds."""
+    _, processor = made(tokenizer, "1.5", "llama")
+    names: Counter[str] = Counter()
+    given = {"batch_size": 2, "accumulation": 3, "seed": 4, "lengths": source.lengths(), "pack": True}
+    for world, start, stop in ((worlds[0], 0, 2), (worlds[1], 2, 4)):
+        for rank in range(world):
+            loader = Loader(source, processor, rank=rank, world=world, **given)  # type: ignore[arg-type]
+            loader.restore({"window": start})
+            windows = [window for _, window in zip(range(stop - start), loader, strict=False)]
+            assert loader.state() == {"window": stop}
+            names += Counter(name for window in windows for ids in window.ids for name in ids)
+    assert set(names.values()) == {1}
+    assert len(names) == len(source)
+
+
 def test_a_rank_without_samples_keeps_in_step(source: Source, tokenizer: Any) -> None:
     """The last window has seven samples for eight batches: one is empty, and the model makes a loss of zero of them."""
     model, processor = made(tokenizer, "1.5", "llama")

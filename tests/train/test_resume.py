@@ -24,7 +24,7 @@ from llavakit.train import state
 from llavakit.train.loop import train
 from llavakit.train.progress import StepReport, read_metrics
 
-KILLS = 20
+KILLS = int(os.environ.get("LLAVAKIT_KILLS", "20"))
 
 
 @pytest.fixture(scope="session")

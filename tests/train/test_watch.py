@@ -105,3 +105,20 @@ def test_a_curve_is_thinned_and_stays_in_its_frame(values: list[float]) -> None:
     points = [tuple(map(float, point.split(","))) for point in re.findall(r"points=\"([^\"]*)\"", drawn)[0].split()]
     assert 1 <= len(points) <= POINTS
     assert all(0 <= x <= 640 and 0 <= y <= 220 for x, y in points)
+
+
+def test_every_checkpoint_says_what_is_known_of_it(finetune: TrainConfig) -> None:
+    """README.md: counts and held-out loss as the run recorded them, and no folder of this machine."""
+    config = replace(finetune, holdout=4, steps=2)
+    outcome = train(config)
+    text = (outcome.checkpoint / "README.md").read_text()
+    (line,) = read_lines(config.out / EVALUATIONS)
+    for row in line["losses"].values():
+        assert f"| {row['samples']} | {row['learned']} | {row['loss']:.4f} |" in text
+    assert "pipeline_tag: image-text-to-text" in text
+    assert "8 samples of `data.json` in 2 steps" in text
+    assert str(config.out.parent) not in text
+    assert (
+        "Nothing was held out"
+        in (train(replace(finetune, out=config.out.with_name("other"), steps=1)).checkpoint / "README.md").read_text()
+    )

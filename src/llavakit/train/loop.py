@@ -34,8 +34,9 @@ from llavakit.errors import CheckpointError, TrainingError
 from llavakit.model.llava import Llava
 from llavakit.processor import Batch, Processor
 from llavakit.train import going_on, lora, saving, start, state
+from llavakit.train.card import card
 from llavakit.train.optim import Optimizer, factor
-from llavakit.train.progress import EVALUATIONS, LinesFile, Mute, Progress, StepReport, plot, progress
+from llavakit.train.progress import EVALUATIONS, LinesFile, Mute, Progress, StepReport, plot, progress, read_lines
 from llavakit.train.ranks import Ranks, joined, quietly, spread, watched
 from llavakit.train.report import write_report
 from llavakit.train.saving import SaveModel
@@ -360,7 +361,7 @@ def _save(run: _Run, *, must: bool) -> None:
     try:
         run.saved = saving.save(
             run.config.out, position, model=run.model, processor=run.processor, optimizer=run.optimizer, ranks=run.ranks,
-            device=run.device, save_model=run.save_model,
+            device=run.device, save_model=run.save_model, card=_card(run),
         )  # fmt: skip
         if run.ranks.main:
             state.prune(run.config.out, run.config.keep)
@@ -371,6 +372,11 @@ def _save(run: _Run, *, must: bool) -> None:
                 what, code="not_saved", where=str(run.config.out), remedy="make room; the checkpoint before is intact and resumes"
             ) from error
         run.shown.say(f"{what}; going on")
+
+
+def _card(run: _Run) -> str:
+    known = [line for line in read_lines(run.config.out / EVALUATIONS) if line["step"] <= run.step]
+    return card(run.config, step=run.step, samples=run.counts["samples"], learned=run.optimizer.learned, evaluations=known)
 
 
 def _size(run: _Run) -> int:

@@ -45,8 +45,12 @@ def save(
     ranks: Ranks,
     device: torch.device,
     save_model: SaveModel,
+    card: str = "",
 ) -> Path:
-    """Write and commit ``step-N``. Raises CheckpointError ``not_written`` on every rank when the main one or a part failed."""
+    """Write and commit ``step-N``; ``card`` is its README.md.
+
+    Raises CheckpointError ``not_written`` on every rank when the main one or a part failed.
+    """
     random = {
         name if rank == 0 else f"{name}.{rank}": value
         for rank, states in enumerate(ranks.all(state.random_states(device)))
@@ -66,6 +70,8 @@ def save(
         assert full is not None
         save_model(full, processor, folder)
         state.write_trainer(folder, position, {} if cut else moments, random)
+        if card:
+            (folder / "README.md").write_text(card, encoding="utf-8")
         if cut:
             told = True
             _write_parts(Path(ranks.of_main(str(folder))), moments)

@@ -99,7 +99,7 @@ def _loss(
         placement=config.placement, rank=ranks.rank, world=ranks.world, on_bad=config.on_bad_sample,
     )  # fmt: skip
     total, learned, samples = 0.0, 0, 0
-    for window, _ in zip(loader, range(loader.steps_per_epoch), strict=False):
+    for _, window in zip(range(loader.steps_per_epoch), loader, strict=False):
         for batch in window.batches:
             total += float(forward(batch.to(device, torch.float32)).loss_sum)
         learned, samples = learned + window.learned, samples + window.samples
