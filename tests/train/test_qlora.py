@@ -73,7 +73,7 @@ def test_gradients_through_four_bits_are_those_of_the_same_numbers_held_whole(co
         held.weight.data = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
         module.base_layer = held.requires_grad_(False)
     assert run.data is not None
-    source = start.samples(run)
+    source = start.samples(run, print)
     (batch,) = next(iter(Loader(source, begun.processor, batch_size=4, seed=0))).batches
     found = []
     for model in (looked, whole):

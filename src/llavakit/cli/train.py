@@ -66,11 +66,14 @@ def _train(base: TrainConfig, words: list[str] | None, file: Path | None, dry_ru
         show_options(config)
         return
     options.quiet()
+    from llavakit.train import start
     from llavakit.train.loop import train
+    from llavakit.train.ranks import joined
 
-    if preflight.before(config, only=dry_run):
-        return
-    outcome = train(config)
+    with joined(start.device(config).type, config.timeout):  # once for rehearsal and run: torchrun's store keeps a first group's addresses
+        if preflight.before(config, only=dry_run):
+            return
+        outcome = train(config)
     print(outcome.checkpoint)
     if outcome.exit_code:
         raise Exit(outcome.exit_code)
