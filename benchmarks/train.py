@@ -223,8 +223,11 @@ def main() -> None:
         for number in range(given.rounds):
             for side in sides[:: 1 if number % 2 else -1]:
                 words = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--steps", str(given.steps)]
-                done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-                found[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
+                done = subprocess.run(words, check=False, stdout=subprocess.PIPE, text=True)
+                if done.returncode:
+                    print(f"{side}: ended with {done.returncode} ({'killed, as for memory' if done.returncode == -9 else 'see above'})")
+                else:
+                    found[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
                 subprocess.run(["rm", "-rf", str(folder / f"out-{side}")], check=True)
         report(shape, found)
 
@@ -234,6 +237,8 @@ def report(shape: Shape, found: dict[str, list[dict[str, Any]]]) -> None:
     print(f"{shape.name}; {torch.get_num_threads()} threads; {speed / 1e9:.0f} GFLOP/s in bf16")
     times = {side: Times(tuple(second for one in rounds for second in one["seconds"])) for side, rounds in found.items() if rounds}
     for side, rounds in found.items():
+        if not rounds:
+            continue
         bound = necessary(shape, STAGE_OF.get(side, "finetune")) / speed
         spent, peak = times[side], max(one["peak"] for one in rounds) / 2**30
         print(
