@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +82,16 @@ def test_a_resumed_run_measures_each_step_once(finetune: TrainConfig) -> None:
     (config.out / "step-4" / "manifest.json").unlink()  # as if killed while it was written
     train(config)
     assert [line["step"] for line in read_lines(config.out / EVALUATIONS)] == [1, 2, 3, 4]
+
+
+def test_a_signal_is_answered_by_a_checkpoint_not_by_a_measurement(finetune: TrainConfig) -> None:
+    """A scheduler's patience is for saving; the step that was asked to be the last is measured when the run goes on past it, or never."""
+    config = replace(finetune, holdout=4, eval_every=1, steps=4)
+    stopped = train(config, on_step=lambda report: os.kill(os.getpid(), signal.SIGTERM) if report.step == 2 else None)
+    assert (stopped.step, stopped.exit_code) == (2, 143)
+    assert [line["step"] for line in read_lines(config.out / EVALUATIONS)] == [1]
+    train(config)
+    assert [line["step"] for line in read_lines(config.out / EVALUATIONS)] == [1, 3, 4]
 
 
 def test_the_report_is_one_page_that_fetches_nothing(finetune: TrainConfig) -> None:

@@ -112,7 +112,6 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
             shown.say(f"stopped by {name} after step {run.step} of {run.steps}; saved {run.saved}; the same command goes on from there")
             return Outcome(checkpoint=run.saved, step=run.step, signal=signals.received)
         if logs is not None:
-            lora.check_learned(run.model, config.out)
             logs.tracked.close()
             plot(config.out)
             if run.step:
@@ -139,7 +138,8 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     for name in model.vision_tower.never_run():
         model.get_parameter(name).requires_grad_(False)
         rates.pop(name, None)
-    start.place(model, rates, device=device if config.shard == "none" else torch.device("cpu"), forward=dtype, frozen=config.frozen_dtype)
+    cut = ranks.world > 1 and config.shard == "full"  # then each layer goes to the device when it is cut, never the whole model
+    start.place(model, rates, device=torch.device("cpu") if cut else device, forward=dtype, frozen=config.frozen_dtype)
     start.set_modes(model, rates, device=device, forward=dtype, gradient_checkpointing=config.gradient_checkpointing)
     forward = spread(model, ranks, shard=config.shard, device=device, forward=dtype)
     saving.apart(config.seed, ranks)
@@ -229,10 +229,12 @@ def _steps(
             on_step(report)
         _check_health(run, window, report, met)
         _agree(run, signals)
-        ends = run.step >= run.steps or signals.received is not None
-        if ends or run.step % (run.config.eval_every or run.config.save_every) == 0:
+        if signals.received is not None:
+            return  # who asks for the machine waits for the checkpoint, not for a measurement
+        if run.step >= run.steps or run.step % (run.config.eval_every or run.config.save_every) == 0:
             _evaluate(run, logs)
-        if ends:
+            alive()
+        if run.step >= run.steps:
             return
         if run.step % run.config.save_every == 0:
             _save(run, must=False)

@@ -100,7 +100,8 @@ def watched(ranks: Ranks, out: Path, timeout: int) -> Iterator[Any]:
     if ranks.world == 1:
         yield lambda: None
         return
-    with (out / f"stacks-{ranks.rank}.txt").open("w") as file:
+    path = out / f"stacks-{ranks.rank}.txt"
+    with path.open("w") as file:
 
         def alive() -> None:
             faulthandler.dump_traceback_later(timeout, exit=True, file=file)
@@ -110,8 +111,7 @@ def watched(ranks: Ranks, out: Path, timeout: int) -> Iterator[Any]:
             yield alive
         finally:
             faulthandler.cancel_dump_traceback_later()
-    if not (written := out / f"stacks-{ranks.rank}.txt").stat().st_size:
-        written.unlink()
+            path.unlink(missing_ok=True)  # nothing hung: a rank that does never comes here
 
 
 def spread(model: Llava, ranks: Ranks, *, shard: str, device: torch.device, forward: torch.dtype) -> nn.Module:
