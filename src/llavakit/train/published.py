@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 from llavakit.errors import ConfigError
 from llavakit.model.released import SYSTEMS
+from llavakit.recipes import RECIPES
 from llavakit.train.plan import Part, Run
 
 SYSTEM, FRAME = 31, 9
@@ -107,29 +108,35 @@ def padding(sources: Iterable[Source], image_tokens: float, count: int) -> float
     return computed / tokens
 
 
-def _pretrain(system: str, *, samples: int, batch: int) -> Run:
+def _batch(recipe: str) -> int:
+    """The global batch, from its owner."""
+    config = RECIPES[recipe].config
+    return config.batch_size * config.accumulation
+
+
+def _pretrain(system: str, recipe: str, *, samples: int) -> Run:
     config = SYSTEMS[system].config
     return Run(
-        config=config, samples=samples, batch=batch, views=1, image_tokens=config.view_tokens, text_tokens=CAPTION,
+        config=config, samples=samples, batch=_batch(recipe), views=1, image_tokens=config.view_tokens, text_tokens=CAPTION,
         learned_tokens=CAPTION - 1,
     )  # fmt: skip
 
 
-def _finetune(system: str, sources: tuple[Source, ...], *, batch: int, rows: int, epochs: int = 1) -> Run:
-    config = SYSTEMS[system].config
+def _finetune(system: str, recipe: str, sources: tuple[Source, ...]) -> Run:
+    config, run = SYSTEMS[system].config, RECIPES[recipe].config
     samples = sum(row.samples for row in sources)
     pictured = sum(row.samples for row in sources if row.pictured) / samples
     learns: tuple[Part, ...] = ("projector", "language_model")
     return Run(
-        config=config, samples=samples, epochs=epochs, batch=batch, views=pictured, image_tokens=pictured * config.view_tokens,
+        config=config, samples=samples, epochs=run.epochs, batch=_batch(recipe), views=pictured, image_tokens=pictured * config.view_tokens,
         text_tokens=mean(sources, "text"), learned_tokens=mean(sources, "learned"), learns=learns,
-        padding=padding(sources, config.view_tokens, rows),
+        padding=padding(sources, config.view_tokens, run.batch_size),
     )  # fmt: skip
 
 
-def _next(system: str) -> Run:
+def _next(system: str, recipe: str = "next") -> Run:
     """LLaVA-1.6 stage 2: all learns. 779,289 rows; a 4:3 picture, which takes a canvas of 2 x 2 tiles; texts as long as in the 665K."""
-    made = _finetune(system, MIX_665K, batch=128, rows=4)
+    made = _finetune(system, recipe, MIX_665K)
     grid = made.config.tiling.grid(640, 480)
     return replace(
         made, samples=779_289, views=made.views * grid.views, image_tokens=made.views * grid.tokens,
@@ -137,27 +144,29 @@ def _next(system: str) -> Run:
     )  # fmt: skip
 
 
-def _adapted(run: Run, *, rank: int) -> Run:
-    return replace(run, learns=("projector",), rank=rank)
+def _adapted(run: Run, recipe: str) -> Run:
+    lora = RECIPES[recipe].config.lora
+    assert lora is not None, recipe
+    return replace(run, learns=("projector",), rank=lora.r)
 
 
-_V15 = {size: _finetune(f"llava-v1.5-{size}", MIX_665K, batch=128, rows=16) for size in ("7b", "13b")}
+_V15 = {size: _finetune(f"llava-v1.5-{size}", "finetune", MIX_665K) for size in ("7b", "13b")}
 RUNS: Mapping[str, Published] = {
-    "v1-7b-pretrain": Published(run=_pretrain("llava-v1-7b", samples=595_375, batch=128), hours=2),
-    "v1-13b-pretrain": Published(run=_pretrain("llava-v1-13b", samples=595_375, batch=128), hours=4),
-    "v1-13b-finetune": Published(run=_finetune("llava-v1-13b", INSTRUCT_158K, batch=32, rows=4, epochs=3), hours=10),
-    "v1.5-7b-pretrain": Published(run=_pretrain("llava-v1.5-7b", samples=558_128, batch=256), hours=3.5),
-    "v1.5-13b-pretrain": Published(run=_pretrain("llava-v1.5-13b", samples=558_128, batch=256), hours=5.5),
+    "v1-7b-pretrain": Published(run=_pretrain("llava-v1-7b", "v1-pretrain", samples=595_375), hours=2),
+    "v1-13b-pretrain": Published(run=_pretrain("llava-v1-13b", "v1-pretrain", samples=595_375), hours=4),
+    "v1-13b-finetune": Published(run=_finetune("llava-v1-13b", "v1-finetune", INSTRUCT_158K), hours=10),
+    "v1.5-7b-pretrain": Published(run=_pretrain("llava-v1.5-7b", "pretrain", samples=558_128), hours=3.5),
+    "v1.5-13b-pretrain": Published(run=_pretrain("llava-v1.5-13b", "pretrain", samples=558_128), hours=5.5),
     "v1.5-7b-finetune": Published(run=_V15["7b"], card="A100-40", hours=10),
     "v1.5-13b-finetune": Published(run=_V15["13b"], hours=20),
-    "v1.5-7b-lora": Published(run=_adapted(_V15["7b"], rank=128), card="RTX3090"),
-    "v1.5-13b-lora": Published(run=_adapted(_V15["13b"], rank=128), card="A100-40"),
-    "v1.5-7b-qlora": Published(run=replace(_adapted(_V15["7b"], rank=64), weights="4bit"), card="RTX4090", devices=1),
-    "v1.5-13b-qlora": Published(run=replace(_adapted(_V15["13b"], rank=64), weights="4bit"), card="A6000", devices=1),
+    "v1.5-7b-lora": Published(run=_adapted(_V15["7b"], "lora"), card="RTX3090"),
+    "v1.5-13b-lora": Published(run=_adapted(_V15["13b"], "lora"), card="A100-40"),
+    "v1.5-7b-qlora": Published(run=replace(_adapted(_V15["7b"], "qlora"), weights="4bit"), card="RTX4090", devices=1),
+    "v1.5-13b-qlora": Published(run=replace(_adapted(_V15["13b"], "qlora"), weights="4bit"), card="A6000", devices=1),
     "v1.6-vicuna-7b": Published(run=_next("llava-v1.6-vicuna-7b"), hours=20),
     "v1.6-vicuna-13b": Published(run=_next("llava-v1.6-vicuna-13b"), devices=16, hours=24),
-    "v1.6-mistral-7b": Published(run=_next("llava-v1.6-mistral-7b")),
-    "v1.6-34b": Published(run=_next("llava-v1.6-34b"), devices=32, hours=30),
+    "v1.6-mistral-7b": Published(run=_next("llava-v1.6-mistral-7b", "next-mistral")),
+    "v1.6-34b": Published(run=_next("llava-v1.6-34b", "next-34b"), devices=32, hours=30),
 }
 
 
