@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
+from llavakit.config import TrainConfig
 from llavakit.data.loader import Loader, deal
 from llavakit.data.sources import Source, read_llava
+from llavakit.errors import ConfigError
 from llavakit.model.llava import Llava
 from llavakit.processor import Batch
 from llavakit.train.attention import use_training_attention
+from llavakit.train.loop import train
 from llavakit.types import Conversation, assistant
 from test_families import LANGUAGE_MODELS, asked, made
 
@@ -176,3 +181,11 @@ def test_a_rank_without_samples_keeps_in_step(source: Source, tokenizer: Any) ->
     output.loss_sum.backward()
     assert (float(output.loss_sum.detach()), int(output.learned)) == (0.0, 0)
     assert all(value.grad is not None for value in model.multi_modal_projector.parameters())
+
+
+def test_a_language_model_that_would_mix_the_samples_is_refused(finetune: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPT and Bloom, for example, ignore the borders; padded they train."""
+    monkeypatch.setattr(LlamaForCausalLM, "_supports_attention_backend", False)
+    with pytest.raises(ConfigError, match="pack=false"):
+        train(finetune)
+    assert train(replace(finetune, pack=False, steps=1)).step == 1

@@ -135,6 +135,7 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     dtype = start.forward_dtype(config, device)
     begun = lora.begin(config, resumed, device=device, forward=dtype, save_model=save_model)
     model, processor, rates = begun.model, begun.processor, begun.rates
+    start.check_packing(config, model)
     for name in model.vision_tower.never_run():
         model.get_parameter(name).requires_grad_(False)
         rates.pop(name, None)

@@ -246,6 +246,13 @@ def place(model: Llava, rates: Mapping[str, float], *, device: torch.device, for
         buffer.data = buffer.data.to(device=device)
 
 
+def check_packing(config: TrainConfig, model: Llava) -> None:
+    """Raise ConfigError ``cannot_pack`` where the language model would let packed samples see each other."""
+    if config.pack and not getattr(model.language_model, "_supports_attention_backend", False):
+        what = f"{type(model.language_model).__name__} cannot keep packed samples apart"
+        raise ConfigError(what, code="cannot_pack", where="pack", remedy="use pack=false (and group=64, to pad less)")
+
+
 def set_modes(
     model: Llava, rates: Mapping[str, float], *, device: torch.device, forward: torch.dtype, gradient_checkpointing: bool
 ) -> None:
