@@ -14,7 +14,8 @@ from llavakit.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "docs/design.md", "CHANGELOG.md")}
+TOLD = ("README.md", "CONTRIBUTING.md", "docs/design.md", "docs/data.md", "CHANGELOG.md")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in TOLD}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -36,7 +37,7 @@ def parse(words: list[str]) -> None:
         context = group.make_context(name, list(names), parent=context)
 
 
-LLAVA = commands("llava")
+LLAVA = commands("llava") + commands("llava", PAGES["docs/data.md"])
 
 
 def test_there_are_commands() -> None:

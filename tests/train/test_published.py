@@ -213,8 +213,8 @@ def check_masks(config: TrainConfig, processor: Processor, records: list[dict[st
         assert window.learned == line["learned"]
         cut += window.cut
         for batch, ids in zip(window.batches, window.ids, strict=True):
-            assert batch.mask.all()
-            for name, tokens, labels in zip(ids, *(row[0].split(batch.segments) for row in (batch.input_ids, batch.labels)), strict=True):
+            segments = zip(*(row[0].split(batch.segments) for row in (batch.input_ids, batch.labels)), strict=True)
+            for name, (tokens, labels) in zip(ids, segments, strict=bool(ids)):  # a batch without samples holds a single token
                 learned = labels != IGNORED
                 assert torch.equal(tokens[learned], labels[learned])
                 words = squeezed(processor.decode(labels[learned], special=True))

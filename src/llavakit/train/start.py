@@ -87,7 +87,7 @@ def samples(config: TrainConfig, say: Callable[[str], object]) -> Source | Mixtu
 def few_steps(config: TrainConfig, samples: int, steps: int) -> str | None:
     """A remark where a published batch is too large for a small file: who brings 50 samples of a batch of 128 takes one step an epoch."""
     batch = config.batch_size * config.accumulation
-    if config.steps is not None or steps >= FEW_STEPS or batch <= FEW_SAMPLES:
+    if config.steps is not None or steps >= FEW_STEPS:
         return None
     small = min(config.batch_size, FEW_SAMPLES)
     epochs = max(config.epochs, -(-FEW_STEPS // -(-samples // small)))
