@@ -96,11 +96,14 @@ def first_batch(path: Path, images: Path) -> int:
     return sum(len(source[i].conversation.turns) for i in random.Random(1).sample(range(len(source)), 128))
 
 
-def loader(path: Path, images: Path, count: int, group: int, holdout: int) -> dict[str, Any]:
-    """As stage 2 of LLaVA-1.5 begins: the first window of 16 x 8 samples from ``count`` workers, by the built-in model's processor."""
+def loader(path: Path, images: Path, count: int, group: int, holdout: int, few: int | None = None) -> dict[str, Any]:
+    """As stage 2 of LLaVA-1.5 begins: the first window of 16 x 8 samples from ``count`` workers, by the built-in model's processor.
+
+    ``few``: of so many samples alone. What the workers take then is not the file's: what they touch of the interpreter, and views.
+    """
     processor = Processor.load(built_in())
-    before, start = memory(), time.perf_counter()
-    samples, _ = split(read_llava(path, image_root=images), holdout, seed=0)
+    before, start, worked = memory(), time.perf_counter(), time.process_time()
+    samples, _ = split(read_llava(path, image_root=images)[:few], holdout, seed=0)
     made = Loader(
         samples, processor, batch_size=16, accumulation=8, seed=0, workers=count, group=group, pack=True, placement="first",
         lengths=samples.lengths(),
@@ -108,11 +111,10 @@ def loader(path: Path, images: Path, count: int, group: int, holdout: int) -> di
     ready = time.perf_counter() - start
     windows = iter(made)
     window = next(windows)
-    seconds, own = time.perf_counter() - start, memory()["private"] - before["private"]
+    seconds, worked, own = time.perf_counter() - start, time.process_time() - worked, memory()["private"] - before["private"]
     workers = sum(memory(process.pid)["private"] for process in multiprocessing.active_children())
-    told = {"samples": window.samples, "ready_s": round(ready, 2), "first_batch_s": round(seconds, 2), "own_mb": own >> 20}
-    next(windows)
-    return told | {"workers_mb": workers >> 20}
+    told = {"samples": window.samples, "ready_s": round(ready, 2), "first_batch_s": round(seconds, 2), "cpu_s": round(worked, 2)}
+    return told | {"own_mb": own >> 20, "workers_mb": workers >> 20}
 
 
 def read_all(path: Path, images: Path) -> int:
@@ -197,7 +199,10 @@ def main() -> None:
         "first_batch": (first_batch,),
         "read_quarter": (read_all,),
     }
-    acts |= {f"loader_{count}": (loader, count, 0, 0) for count in (0, 2, 4)} | {"loader_2_grouped": (loader, 2, 64, 1000)}
+    acts |= {f"loader_{count}": (loader, count, 0, 0) for count in (0, 2, 4)} | {
+        "loader_2_few": (loader, 2, 0, 0, 1000),
+        "loader_2_grouped": (loader, 2, 64, 1000),
+    }
     acts |= {f"workers_{count}": (workers, count) for count in (1, 4, 8)} | {"as_lists": (as_lists,)}
     for name, (act, *more) in acts.items():
         if not given.only or name in given.only.split(","):
