@@ -101,6 +101,7 @@ def loader(path: Path, images: Path, count: int, group: int, holdout: int, few: 
 
     ``few``: of so many samples alone. What the workers take then is not the file's: what they touch of the interpreter, and views.
     """
+    multiprocessing.set_start_method("fork", force=True)  # as in a run; here, in a process that was spawned, it would be spawning
     processor = Processor.load(built_in())
     before, start, worked = memory(), time.perf_counter(), time.process_time()
     samples, _ = split(read_llava(path, image_root=images)[:few], holdout, seed=0)
@@ -111,10 +112,12 @@ def loader(path: Path, images: Path, count: int, group: int, holdout: int, few: 
     ready = time.perf_counter() - start
     windows = iter(made)
     window = next(windows)
-    seconds, worked, own = time.perf_counter() - start, time.process_time() - worked, memory()["private"] - before["private"]
-    workers = sum(memory(process.pid)["private"] for process in multiprocessing.active_children())
+    seconds, worked = time.perf_counter() - start, time.process_time() - worked
+    helpers = [process.pid for process in multiprocessing.active_children()]
+    theirs = sum(map(processor_time, helpers))
+    held = sum(memory(process)["proportional"] for process in ("self", *helpers)) - before["proportional"]
     told = {"samples": window.samples, "ready_s": round(ready, 2), "first_batch_s": round(seconds, 2), "cpu_s": round(worked, 2)}
-    return told | {"own_mb": own >> 20, "workers_mb": workers >> 20}
+    return told | {"workers_cpu_s": round(theirs, 2), "together_mb": held >> 20}
 
 
 def read_all(path: Path, images: Path) -> int:
@@ -128,6 +131,12 @@ def as_lists(path: Path, images: Path) -> int:
     """What a plain loader does: ``json.load``, and an isfile for every picture."""
     data = json.loads(path.read_text())
     return sum("image" not in record or (images / record["image"]).is_file() for record in data)
+
+
+def processor_time(process: int | None) -> float:
+    """Seconds that another process has computed."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(process: int | str | None = "self") -> dict[str, int]:
