@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from llavakit.assistant import Assistant
+from llavakit.checkpoint.folders import of_run
 from llavakit.cli import main
 from llavakit.config import TrainConfig
 from llavakit.data.loader import Loader
@@ -144,7 +145,7 @@ def test_nothing_is_left_out() -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_published_run(kind: Kind, runs: Runs, files: Files) -> None:
     config, system = runs.of(kind), KINDS[kind]
-    checkpoint = start._newest_of_run(config.out)
+    checkpoint = of_run(config.out)
     before, after = begun(config, None), begun(config, checkpoint)
     check_what_changed(kind, before, after)
     records = files.records[name_of(config, kind)]

@@ -155,7 +155,7 @@ def _with_pictures(source: Source, path: Path, on_bad: OnBad) -> Source:
             f"{len(bad)} samples name images that are not under {source.image_root}: {told}",
             code="image_missing",
             where=str(path),
-            remedy=f"set images={found or '<folder>'}, or leave them out with on_bad_sample=skip",
+            remedy=f"{'' if found else 'correct the names, or '}set images={found or '<folder>'}, or leave them out with on_bad_sample=skip",
         )
     source.report.faults["image_missing"] += len(bad)
     source.report.places["image_missing"] = [

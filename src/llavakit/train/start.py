@@ -92,7 +92,7 @@ def few_steps(config: TrainConfig, samples: int, steps: int) -> str | None:
     small = min(config.batch_size, FEW_SAMPLES)
     epochs = max(config.epochs, -(-FEW_STEPS // -(-samples // small)))
     return (
-        f"{samples} samples in batches of {batch}: {steps} step{'s' * (steps > 1)} hardly change a model; "
+        f"{samples} samples in batches of {batch} make {steps} step{'s' * (steps > 1)}, too few to change a model much; "
         f"try batch_size={small} accumulation=1 epochs={epochs}"
     )
 
