@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from importlib.resources import files
 from importlib.util import find_spec
@@ -92,8 +92,9 @@ class Spacy:
 
 
 class Token(NamedTuple):
-    """A word and its place in the caption. Kinds: ``d`` determiner, ``n`` number, ``a`` adjective, ``o`` noun, ``g`` -ing, ``p`` participle,
-    ``b`` adverb before an adjective, ``j`` the comma or "and" between two adjectives, ``x`` anything that ends a phrase."""
+    """A word and its place in the caption. Kinds: ``d`` determiner, ``n`` number, ``a`` adjective, ``o`` noun, ``g`` in -ing,
+    ``p`` participle, ``b`` adverb before an adjective, ``j`` the comma or "and" of two adjectives, ``x`` anything that ends a phrase.
+    """
 
     word: str
     kind: str
@@ -197,12 +198,12 @@ def _kind(word: str) -> str:
     return "a" if len(word) > 4 and word.endswith(("ful", "ous", "able", "less", "ish")) and word not in _words("noun") else "o"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _words(name: str) -> frozenset[str]:
     return _lists()[name]
 
 
-@lru_cache(maxsize=1)
+@cache
 def _third_persons() -> frozenset[str]:
     """stand -> stands, watch -> watches, carry -> carries."""
 
@@ -214,7 +215,7 @@ def _third_persons() -> frozenset[str]:
     return frozenset(map(third, _words("verb")))
 
 
-@lru_cache(maxsize=1)
+@cache
 def _lists() -> dict[str, frozenset[str]]:
     """The sections of the list of words."""
     text = (files("llavakit.datagen") / "words" / "english.txt").read_text(encoding="utf-8")
