@@ -121,10 +121,12 @@ def chunks(caption: str) -> list[str]:
     for at, token in enumerate(tokens[:-1]):
         kind = _in_place(token, run, tokens[at - 1].word if at else "", tokens[at + 1], determined)
         if kind in "dx" or (kind == "n" and any(one.kind == "o" for one in run)):
-            spans.append(_noun_phrase(run, before=kind))
-            run, determined = [], kind == "d"
+            if run:
+                spans.append(_noun_phrase(run, before=kind))
+                run = []
+            determined = kind == "d"
         if kind not in "dx":
-            run.append(token._replace(kind=kind))
+            run.append(token if kind == token.kind else token._replace(kind=kind))
     spans.append(_noun_phrase(run, before="x"))
     return [text[span[0] : span[1]] for span in spans if span]
 
