@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import metadata
 from importlib.resources import files
@@ -112,50 +113,60 @@ class Builtin:
         return map(chunks, captions)
 
 
+@dataclass(slots=True)
+class Run:
+    """The words of a phrase so far, whether a noun is among them, and whether a determiner stands before them."""
+
+    words: list[Token]
+    noun: bool = False
+    determined: bool = False
+
+
 def chunks(caption: str) -> list[str]:
     """The noun phrases of one caption by our own rules."""
     text = " ".join(caption.lower().split())
     tokens = [Token(found[0], _kind(found[0]), *found.span()) for found in _TOKEN.finditer(text)]
-    tokens.append(Token("", "x", len(text), len(text)))
-    spans, run, determined = [], list[Token](), False
-    for at, token in enumerate(tokens[:-1]):
-        kind = _in_place(token, run, tokens[at - 1].word if at else "", tokens[at + 1], determined)
-        if kind in "dx" or (kind == "n" and any(one.kind == "o" for one in run)):
-            if run:
-                spans.append(_noun_phrase(run, before=kind))
-                run = []
-            determined = kind == "d"
+    spans, run, before, last = list[tuple[int, int]](), Run([]), "", len(tokens) - 1
+    for at, token in enumerate(tokens):
+        kind = _in_place(token, run, before, tokens[at + 1].kind if at < last else "x")
+        before = token.word
+        if kind in "dx" or (kind == "n" and run.noun):
+            if run.noun:
+                spans.append(_noun_phrase(run.words, before=kind))
+            run = Run([], determined=kind == "d")
         if kind not in "dx":
-            run.append(token if kind == token.kind else token._replace(kind=kind))
-    spans.append(_noun_phrase(run, before="x"))
-    return [text[span[0] : span[1]] for span in spans if span]
+            run.words.append(token if kind == token.kind else token._replace(kind=kind))
+            run.noun = run.noun or kind == "o"
+    if run.noun:
+        spans.append(_noun_phrase(run.words, before="x"))
+    return [text[start:end] for start, end in spans]
 
 
-def _in_place(token: Token, run: Sequence[Token], before: str, after: Token, determined: bool) -> str:
-    """The kind of a word where it stands: after ``run``, between the words ``before`` and ``after``, behind a determiner or not."""
-    word, kind, has_noun = token.word, token.kind, any(one.kind == "o" for one in run)
-    content = after.kind in "naogp"
-    if word in (",", "and"):
-        return "j" if run and not has_noun and run[-1].kind in "ap" and after.kind in "ap" else "x"
+def _in_place(token: Token, run: Run, before: str, after: str) -> str:
+    """The kind of a word where it stands: in ``run``, after the word ``before``, before a word of the kind ``after``."""
+    word, kind, last = token.word, token.kind, run.words[-1].kind if run.words else ""
+    if kind == "x":
+        return "j" if word in (",", "and") and last in ("a", "p") and not run.noun and after in "ap" else "x"
+    if kind == "o":
+        follows = last == "o" if last else before in _SUBJECTS
+        return "x" if follows and _is_verb(word, before) else "o"
     if kind == "b":
-        return "b" if not has_noun and after.kind in "apgb" else "a" if word in _words("adjective") else "x"
-    if kind == "o" and (run[-1].kind == "o" if run else before in _SUBJECTS):
-        return "x" if _is_verb(word, before) else "o"
+        return "b" if not run.noun and after in "apgb" else "a" if word in _words("adjective") else "x"
     if kind == "g":
-        return _ing(word, run, before, content, determined)
+        return _ing(word, run, before, content=after in "naogp")
     if kind == "p":
-        joined = not has_noun or (word in _words("joined") and run[-1].kind == "o")
-        return "p" if content and joined else "x"
+        joined = not run.noun or (last == "o" and word in _words("joined"))
+        return "p" if joined and after in "naogp" else "x"
     return kind
 
 
-def _ing(word: str, run: Sequence[Token], before: str, content: bool, determined: bool) -> str:
+def _ing(word: str, run: Run, before: str, *, content: bool) -> str:
     """A word in -ing: noun (the wedding, a parking meter), modifier (a sleeping dog), or the verb that ends a phrase (a dog sleeping)."""
-    if any(one.kind == "o" for one in run):
+    if run.noun:
         return "o" if content and word in _words("gerund") else "x"
     if not content:
-        return "o" if determined else "x"
-    if determined or run or word in _words("gerund"):
+        return "o" if run.determined else "x"
+    if run.determined or run.words or word in _words("gerund"):
         return "a"
     return "a" if before in _BEFORE_MODIFIER and word not in _words("holding") else "x"
 
@@ -165,15 +176,14 @@ def _is_verb(word: str, before: str) -> bool:
     return word in _third_persons() or (word in _words("verb") and (before in _SUBJECTS or _is_plural(before)))
 
 
-def _noun_phrase(run: list[Token], *, before: str) -> tuple[int, int] | None:
+def _noun_phrase(words: list[Token], *, before: str) -> tuple[int, int]:
     """From the first word to the last noun. A determiner right after a run means that its last word was a verb: a dog [chases] the ball."""
-    end = len(run)
-    if before == "d" and end > 1 and run[-1].kind == run[-2].kind == "o" and _is_plural(run[-2].word) != _is_plural(run[-1].word):
+    end = len(words)
+    if before == "d" and end > 1 and words[-1].kind == words[-2].kind == "o" and _is_plural(words[-2].word) != _is_plural(words[-1].word):
         end -= 1
-    while end and run[end - 1].kind != "o":
+    while words[end - 1].kind != "o":
         end -= 1
-    start = next((at for at in range(end) if run[at].kind != "j"), end)
-    return (run[start].start, run[end - 1].end) if end > start else None
+    return words[0].start, words[end - 1].end
 
 
 def _is_plural(word: str) -> bool:

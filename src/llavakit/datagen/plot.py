@@ -1,9 +1,10 @@
 """How often each phrase stands in the captions, before and after the filter, as the paper draws it: both axes logarithmic.
 
 captions |*
-         | **.........      before: a long slope        after: a shelf near the most that each phrase may have
-         |   ***      ..
-         +---------------> phrases, the most frequent first
+         | **
+     100 |...***...   Above the line before and after differ: a hundred captions of each phrase are drawn,
+         |      **    and the captions of rarer phrases bring some more along.
+         +---------> phrases, the most frequent first
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def plot(found: Selection, path: Path, *, at_most: int) -> Path:
     ):
         ranks, values = thinned(counts[counts > 0])
         axes.plot(ranks, values, color=colour, label=f"{label}: {captions:,} captions", linewidth=1.6)
-    axes.axhline(at_most, color="tab:red", linestyle=":", linewidth=1, label=f"{at_most} captions")
+    axes.axhline(at_most, color="tab:red", linestyle=":", linewidth=1, label=f"drawn for a phrase: at most {at_most}")
     axes.set(xscale="log", yscale="log", xlabel=f"phrases ({len(found.before):,}), most frequent first", ylabel="captions that have it")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(frameon=False)
