@@ -49,7 +49,7 @@ class Nearest:
         found = sorted(
             ((share, a, b) for (a, b), share in _compared(sketches).items() if share >= least), key=lambda row: (-row[0], row[1:])
         )
-        taken, told = set[int](), []
+        taken, told = set[int](), list[tuple[str, str, float]]()
         for share, a, b in found:
             if not taken & {a, b} and len(told) < most:
                 taken |= {a, b}

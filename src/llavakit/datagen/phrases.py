@@ -34,8 +34,11 @@ _TOKEN = re.compile(r"\d+(?:[/.,:]\d+)+|[\w\u0300-\u036f]+(?:[-'’&][\w\u0300-\
 class Engine(Protocol):
     """What finds phrases; ``name`` says which it is, with its version."""
 
-    choice: Literal["spacy", "builtin"]
-    name: str
+    @property
+    def choice(self) -> Literal["spacy", "builtin"]: ...
+
+    @property
+    def name(self) -> str: ...
 
     def phrases(self, captions: Sequence[str]) -> Iterator[list[str]]:
         """The phrases of each caption in their order, each as often as it stands there."""
