@@ -85,6 +85,7 @@ def main() -> None:
     told = json.loads(process.stdout.read())
     told.pop("top")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = max(peak, used.ru_maxrss * 1024)  # a peak of the main process may fall between two looks
     cpu = used.ru_utime + used.ru_stime  # the same on a busy machine
     print(json.dumps({"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_mb": peak >> 20, "workers": given.workers} | told))
 

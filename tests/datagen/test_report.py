@@ -138,9 +138,9 @@ def test_alike_texts_are_found_and_their_share_is_about_right(seed: int, kept: f
     share = exact(original, copied)
     found = near.pairs(3)
     if share > 0.7:
-        assert found[0][:2] == ("original", "copy")
-    for a, b, told in found:
-        assert abs(told - exact(texts[a], texts[b])) < 0.3  # five standard deviations of 72 draws
+        assert (found[0].first.name, found[0].second.name) == ("original", "copy")
+    for pair in found:
+        assert abs(pair.share - exact(texts[pair.first.name], texts[pair.second.name])) < 0.3  # five standard deviations of 72 draws
 
 
 def test_same_texts_share_all_and_each_stands_in_one_pair() -> None:
@@ -149,8 +149,9 @@ def test_same_texts_share_all_and_each_stands_in_one_pair() -> None:
         near.add(str(number), f"the same {'words' if number < 4 else 'things'} again and again")
     near.add("short", "two words")
     pairs = near.pairs()
-    assert [share for _, _, share in pairs] == [1.0] * 3
-    names = [name for a, b, _ in pairs for name in (a, b)]
+    assert [pair.share for pair in pairs] == [1.0] * 3
+    names = [one.name for pair in pairs for one in (pair.first, pair.second)]
+    assert pairs[0].first.beginning.startswith("the same ")
     assert sorted(names) == [str(number) for number in range(6)]
     assert near.left_out == 1
     assert Nearest().pairs() == []

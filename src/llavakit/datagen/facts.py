@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llavakit.datagen.nearest import Nearest
+from llavakit.datagen.nearest import Nearest, Pair
 from llavakit.errors import DataError
 from llavakit.types import IMAGE_MARKER
 
@@ -65,7 +65,7 @@ class Facts:
     unknown_rows: int = 0
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)  # (reason, kind)
     rejected: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
-    nearest: list[tuple[str, str, float]] = field(default_factory=list)
+    nearest: list[Pair] = field(default_factory=list)
     not_compared: int = 0
 
     @property

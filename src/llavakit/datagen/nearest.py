@@ -1,4 +1,4 @@
-"""Which texts of a run are most alike: sketches of fixed size, so that memory is known and no text is kept.
+"""Which texts of a run are most alike: sketches of fixed size and the first words of each text, so that memory is known.
 
     text -> runs of RUN words -> a hash each -> of HASHES mixings of it, the smallest          (minhash)
     two texts share a part of their runs  ==  about the same part of their smallest values are equal
@@ -10,6 +10,7 @@ A pair of share s is met with 1 - (1 - s^ROWS)^BANDS: 0.97 at one half, 0.26 at 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -17,9 +18,25 @@ from numpy.typing import NDArray
 
 RUN, BANDS, ROWS = 3, 24, 3
 HASHES = BANDS * ROWS
-MOST = 200_000  # texts: 58 MB of sketches
+MOST = 200_000  # texts: 58 MB of sketches, and their first words
+BEGINNING = 160  # characters of a text that are kept to be shown
 CROWD = 32  # texts under one band that are compared with each other: what hundreds share is a phrase of the language
 _WORD = re.compile(r"\w+")
+
+
+class Said(NamedTuple):
+    """A text by its name, and how it begins."""
+
+    name: str
+    beginning: str
+
+
+class Pair(NamedTuple):
+    """Two texts and about the share of runs that they have in common."""
+
+    first: Said
+    second: Said
+    share: float
 
 
 class Nearest:
@@ -29,19 +46,19 @@ class Nearest:
         draw = np.random.default_rng(seed)
         self._factors = draw.integers(1, 1 << 62, HASHES, dtype=np.uint64) | np.uint64(1)
         self._offsets = draw.integers(0, 1 << 62, HASHES, dtype=np.uint64)
-        self._names: list[str] = []
+        self._said: list[Said] = []
         self._sketches: list[bytes] = []
         self.left_out = 0
 
     def add(self, name: str, text: str) -> None:
         words = _WORD.findall(text.lower())
-        if len(words) < RUN or len(self._names) >= MOST:
+        if len(words) < RUN or len(self._said) >= MOST:
             self.left_out += 1
             return
-        self._names.append(name)
+        self._said.append(Said(name, text[:BEGINNING]))
         self._sketches.append(self._sketch(words).tobytes())
 
-    def pairs(self, most: int = 20, *, least: float = 0.2) -> list[tuple[str, str, float]]:
+    def pairs(self, most: int = 20, *, least: float = 0.2) -> list[Pair]:
         """The pairs with the largest shares, largest first, each text at most once."""
         if not self._sketches:
             return []
@@ -49,11 +66,11 @@ class Nearest:
         found = sorted(
             ((share, a, b) for (a, b), share in _compared(sketches).items() if share >= least), key=lambda row: (-row[0], row[1:])
         )
-        taken, told = set[int](), list[tuple[str, str, float]]()
+        taken, told = set[int](), list[Pair]()
         for share, a, b in found:
             if not taken & {a, b} and len(told) < most:
                 taken |= {a, b}
-                told.append((self._names[a], self._names[b], share))
+                told.append(Pair(self._said[a], self._said[b], share))
         return told
 
     def _sketch(self, words: list[str]) -> NDArray[np.uint32]:

@@ -128,10 +128,10 @@ def _objects(facts: Facts) -> str:
 
 
 def _nearest(facts: Facts) -> str:
-    lines = [(f"about {share:.0%}", a, b) for a, b, share in facts.nearest]
+    lines = [(f"about {pair.share:.0%}", *(f"{one.name}: {one.beginning}" for one in (pair.first, pair.second))) for pair in facts.nearest]
     said = "<p>The share of runs of three words that two rows' answers have in common.</p>" if lines else ""
     left = f"<p>{facts.not_compared:,} rows are too short or too many to be compared.</p>" if facts.not_compared else ""
-    return said + _table([("in common", False), ("row", False), ("row", False)], lines) + left
+    return said + _table([("in common", False), ("one answer", False), ("another", False)], lines) + left
 
 
 def _rejects(facts: Facts) -> str:
