@@ -38,13 +38,14 @@ from published_files import SIDES, Files, decoder, tower
 
 FROM = {  # what a recipe goes on from, as the scripts of runs/ have it
     "finetune": "pretrain", "lora": "pretrain", "qlora": "pretrain", "hd": "pretrain", "task": "finetune", "task-lora": "finetune",
+    "few": "finetune",
     "v1-finetune": "v1-pretrain", "v1-scienceqa": "v1-pretrain", "next": "next-pretrain", "next-mistral": "next-pretrain",
     "next-34b": "next-pretrain",
 }  # fmt: skip
 STAGE_1, STAGE_2 = {"multi_modal_projector"}, {"multi_modal_projector", "language_model"}
 LEARNS = {  # spec 4.1; with adapters the language model's matrices alone
     **dict.fromkeys(("pretrain", "v1-pretrain", "next-pretrain"), STAGE_1), "hd": STAGE_2 | {"image_newline"},
-    **dict.fromkeys(("finetune", "lora", "qlora", "task", "task-lora", "v1-finetune", "v1-scienceqa"), STAGE_2),
+    **dict.fromkeys(("finetune", "lora", "qlora", "task", "task-lora", "few", "v1-finetune", "v1-scienceqa"), STAGE_2),
     **dict.fromkeys(("next", "next-mistral", "next-34b"), STAGE_2 | {"vision_tower", "image_newline"}),
 }  # fmt: skip
 RATE = {"lora": 2e-4, "qlora": 2e-4, "task-lora": 2e-4, "pretrain": 1e-3, "next-pretrain": 1e-3, "v1-pretrain": 2e-3}
@@ -99,7 +100,12 @@ class Runs:
 
     def _run(self, kind: Kind) -> TrainConfig:
         recipe, root = RECIPES[kind.recipe], self._files.root
-        data: Any = {"task": root / "mine.json", "task-lora": root / "mine.json", "v1-scienceqa": root / "train.json"}
+        data: Any = {
+            "task": root / "mine.json",
+            "task-lora": root / "mine.json",
+            "few": root / "mine.json",
+            "v1-scienceqa": root / "train.json",
+        }
         begun: dict[str, Any] = {"start": self._saved(kind)} if kind.recipe in FROM else self._parts(kind)
         config = replace(
             recipe.config, data=Path(recipe.data) if recipe.data else data[kind.recipe], images=root, out=self._folder / str(kind),

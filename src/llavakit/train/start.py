@@ -93,7 +93,7 @@ def few_steps(config: TrainConfig, samples: int, steps: int) -> str | None:
     epochs = max(config.epochs, -(-FEW_STEPS // -(-samples // small)))
     return (
         f"{samples} samples in batches of {batch} make {steps} step{'s' * (steps > 1)}, too few to change a model much; "
-        f"try batch_size={small} accumulation=1 epochs={epochs}"
+        f"try batch_size={small} accumulation=1 epochs={epochs}, or the recipe few"
     )
 
 
