@@ -113,6 +113,8 @@ class TrainConfig:
     "Processes that prepare batches; 0 prepares them in the training process."
     cache_mb: int = 0
     "Memory for prepared samples, so that later epochs skip decoding; each worker has its own share."
+    cache_features: Path | None = None
+    "A folder that keeps what the frozen tower makes of each picture, for later epochs and runs; the disk it takes is told first."
     pack: bool = True
     "Put the samples of a forward pass behind one another in one row, each apart, instead of padding them to the longest."
     group: int = 0

@@ -19,6 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from llavakit.checkpoint import store
 from llavakit.config import TrainConfig
+from llavakit.data.features import FeatureStore
+from llavakit.data.holdout import Part
+from llavakit.data.loader import Loader
 from llavakit.data.manifest import SHIPPED, read_manifest, shipped
 from llavakit.data.mixture import Mixture, open_mixture
 from llavakit.data.sources import Source, read_llava
@@ -32,6 +35,7 @@ from llavakit.prompts import TEMPLATES, Template
 from llavakit.tiling import SHAPES, tiles_of
 from llavakit.train import state
 from llavakit.train.attention import use_training_attention
+from llavakit.train.ranks import Ranks
 from llavakit.train.stages import STAGES
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
@@ -59,7 +63,8 @@ def settled(config: TrainConfig) -> TrainConfig:
     resume = config.resume if config.resume in ("auto", "never") else str(Path(config.resume).absolute())
     paths = {
         name: path.absolute() if path is not None else None
-        for name, path in {"start": config.start, "tower": config.tower, "decoder": config.decoder, "data": config.data}.items()
+        for name, path in vars(config).items()
+        if name in ("start", "tower", "decoder", "data", "cache_features")
     }
     if named:
         paths["data"] = config.data
@@ -88,6 +93,29 @@ def _now_and_then(name: str, say: Callable[[str], object]) -> Callable[[int, int
             say(f"reading {name}, once: {done / max(1, whole):.0%}")
 
     return tell
+
+
+def loader(
+    config: TrainConfig, samples: Source | Mixture | Part, processor: Processor, ranks: Ranks, features: FeatureStore | None
+) -> Loader:
+    """This rank's batches of a run."""
+    return Loader(
+        samples,
+        processor,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        accumulation=config.accumulation,
+        workers=config.workers,
+        group=config.group,
+        pack=config.pack,
+        rank=ranks.rank,
+        world=ranks.world,
+        lengths=samples.lengths(),
+        placement=config.placement,
+        cache_bytes=config.cache_mb << 20,
+        on_bad=config.on_bad_sample,
+        features=features,
+    )
 
 
 def template(name: str) -> Template:
