@@ -105,6 +105,10 @@ class TrainConfig:
     "Under torchrun: each rank holds the model (DDP), or a part of every layer, gradient and moment (FSDP2)."
     timeout: int = 1800
     "Under torchrun: seconds without a step after which a rank writes its stacks to stacks-RANK.txt and ends."
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    "How packed samples are kept apart: auto takes what is fastest here, sdpa torch's own for each, flex FlexAttention (CUDA)."
+    compile: bool = False
+    "Compile the layers with torch.compile: the first steps take minutes, later ones less time and memory on CUDA."
     gradient_checkpointing: bool = False
     "Compute the decoder's activations twice and keep fewer of them: about a third slower, far less memory."
     seed: int = 0

@@ -143,7 +143,7 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
         rates.pop(name, None)
     cut = ranks.world > 1 and config.shard == "full"  # then each layer goes to the device when it is cut, never the whole model
     start.place(model, rates, device=torch.device("cpu") if cut else device, forward=dtype, frozen=config.frozen_dtype)
-    start.set_modes(model, rates, device=device, forward=dtype, gradient_checkpointing=config.gradient_checkpointing)
+    start.set_modes(config, model, rates, device=device, forward=dtype)
     forward = spread(model, ranks, shard=config.shard, device=device, forward=dtype)
     saving.apart(config.seed, ranks)
     optimizer = Optimizer(

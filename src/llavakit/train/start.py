@@ -34,7 +34,8 @@ from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES, Template
 from llavakit.tiling import SHAPES, tiles_of
 from llavakit.train import state
-from llavakit.train.attention import use_training_attention
+from llavakit.train.attention import check_flex, use_training_attention
+from llavakit.train.compiled import check_compiler, compile_layers
 from llavakit.train.ranks import Ranks
 from llavakit.train.stages import STAGES
 
@@ -281,18 +282,24 @@ def check_packing(config: TrainConfig, model: Llava) -> None:
         raise ConfigError(what, code="cannot_pack", where="pack", remedy="use pack=false (and group=64, to pad less)")
 
 
-def set_modes(
-    model: Llava, rates: Mapping[str, float], *, device: torch.device, forward: torch.dtype, gradient_checkpointing: bool
-) -> None:
-    """Training mode, except for a tower that does not learn; activations kept or computed twice; the attention that is fastest here."""
+def set_modes(config: TrainConfig, model: Llava, rates: Mapping[str, float], *, device: torch.device, forward: torch.dtype) -> None:
+    """Training mode, except for a tower that does not learn; activations kept or computed twice; attention; compiled layers.
+
+    Raises ConfigError where FlexAttention or a compiler is asked for and cannot be had.
+    """
     model.train()
     tower_learns = any(name.startswith("vision_tower.") for name in rates)
     if not tower_learns:
         model.vision_tower.eval()
-    model.set_gradient_checkpointing(gradient_checkpointing)
-    use_training_attention(model.language_model)
+    model.set_gradient_checkpointing(config.gradient_checkpointing)
+    if config.attention == "flex":
+        check_flex(model.language_model, device)
+    use_training_attention(model.language_model, config.attention)
     if device.type == "cpu" and forward == torch.bfloat16 and tower_learns:
         model.vision_tower.vision_model.set_attn_implementation("eager")  # torch's flash kernel is slow backwards (dev/LOG.md)
+    if config.compile:
+        check_compiler(device)
+        compile_layers(model)
 
 
 def room(folder: Path) -> int:
