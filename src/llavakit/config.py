@@ -108,7 +108,7 @@ class TrainConfig:
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     "How packed samples are kept apart: auto takes what is fastest here, sdpa torch's own for each, flex FlexAttention (CUDA)."
     compile: bool = False
-    "Compile the layers with torch.compile: the first steps take minutes, later ones less time and memory on CUDA."
+    "Compile the layers of tower and language model with torch.compile: the first step takes minutes, later ones less."
     gradient_checkpointing: bool = False
     "Compute the decoder's activations twice and keep fewer of them: about a third slower, far less memory."
     seed: int = 0
