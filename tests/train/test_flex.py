@@ -63,8 +63,10 @@ def test_a_run_by_torchs_own_takes_the_same_steps(finetune: TrainConfig, tmp_pat
 def test_flex_is_refused_where_it_cannot_train(finetune: TrainConfig, tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match="no backward pass on cpu"):
         train(replace(finetune, attention="flex"))
-    model, _ = made(tokenizer, "1.5", "llama")
-    check_flex(model.language_model, torch.device("cuda"))
-    model.language_model.config.attention_dropout = 0.1
+    language_model, cuda = made(tokenizer, "1.5", "llama")[0].language_model, torch.device("cuda")
+    check_flex(language_model, cuda, compiled=False)
+    with pytest.raises(ConfigError, match="compiled layers"):
+        check_flex(language_model, cuda, compiled=True)
+    language_model.config.attention_dropout = 0.1
     with pytest.raises(ConfigError, match="dropout"):
-        check_flex(model.language_model, torch.device("cuda"))
+        check_flex(language_model, cuda, compiled=False)

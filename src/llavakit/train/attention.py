@@ -52,13 +52,14 @@ def use_training_attention(language_model: PreTrainedModel, kind: Kind = "auto")
         language_model.set_attn_implementation(NAMES[kind])
 
 
-def check_flex(language_model: PreTrainedModel, device: torch.device) -> None:
-    """Raise ConfigError where FlexAttention cannot train this language model."""
+def check_flex(language_model: PreTrainedModel, device: torch.device, *, compiled: bool) -> None:
+    """Raise ConfigError where FlexAttention cannot train this language model. ``compiled``: whether its layers will be."""
     dropout = getattr(language_model.config, "attention_dropout", 0.0)
     wrong = {
         f"it has no backward pass on {device.type}": device.type != "cuda",
         f"{type(language_model).__name__} does not know it": not language_model._supports_flex_attn,
         f"it has no dropout, and the language model's is {dropout}": bool(dropout),
+        "it is compiled by itself, which nobody tried inside of compiled layers": compiled,
     }
     for what in (what for what, is_wrong in wrong.items() if is_wrong):
         raise ConfigError(f"FlexAttention cannot train here: {what}", code="bad_value", where="attention", remedy="use attention=auto")

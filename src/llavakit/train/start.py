@@ -293,7 +293,7 @@ def set_modes(config: TrainConfig, model: Llava, rates: Mapping[str, float], *, 
         model.vision_tower.eval()
     model.set_gradient_checkpointing(config.gradient_checkpointing)
     if config.attention == "flex":
-        check_flex(model.language_model, device)
+        check_flex(model.language_model, device, compiled=config.compile)
     use_training_attention(model.language_model, config.attention)
     if device.type == "cpu" and forward == torch.bfloat16 and tower_learns:
         model.vision_tower.vision_model.set_attn_implementation("eager")  # torch's flash kernel is slow backwards (dev/LOG.md)
