@@ -105,6 +105,10 @@ class TrainConfig:
     "Under torchrun: each rank holds the model (DDP), or a part of every layer, gradient and moment (FSDP2)."
     timeout: int = 1800
     "Under torchrun: seconds without a step after which a rank writes its stacks to stacks-RANK.txt and ends."
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    "How packed samples are kept apart: auto takes what is fastest here, sdpa torch's own for each, flex FlexAttention (CUDA)."
+    compile: bool = False
+    "Compile the layers of tower and language model with torch.compile: the first step takes minutes, later ones less."
     gradient_checkpointing: bool = False
     "Compute the decoder's activations twice and keep fewer of them: about a third slower, far less memory."
     seed: int = 0
@@ -113,6 +117,8 @@ class TrainConfig:
     "Processes that prepare batches; 0 prepares them in the training process."
     cache_mb: int = 0
     "Memory for prepared samples, so that later epochs skip decoding; each worker has its own share."
+    cache_features: Path | None = None
+    "A folder that keeps what the frozen tower makes of each picture, for later epochs and runs; the disk it takes is told first."
     pack: bool = True
     "Put the samples of a forward pass behind one another in one row, each apart, instead of padding them to the longest."
     group: int = 0

@@ -36,18 +36,32 @@ from llavakit.tiling import Grid, Tiling
 from llavakit.types import Conversation, Image, Pixels
 
 T = TypeVar("T")
+Known = Callable[[str], Tensor | None]
 IGNORED = -100
 CACHE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A picture whose features a store keeps: its name there, and whether they are in ``features``; if not, its views are in ``views``."""
+
+    name: str
+    known: bool
+
+
+@dataclass(frozen=True)
 class Inputs:
-    """One example: input_ids (T), unshifted labels (T, IGNORED where nothing is learned), views (V, 3, S, S), a grid for each picture."""
+    """One example: input_ids (T), unshifted labels (T, IGNORED where nothing is learned), views (V, 3, S, S), a grid for each picture.
+
+    With a store of features (V, P, D) those that it knows stand in the place of views.
+    """
 
     input_ids: Tensor
     labels: Tensor
     views: Tensor
     grids: tuple[Grid, ...]
+    kept: tuple[Kept, ...] = ()
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,7 @@ class Batch:
     """Examples padded to one length: ids, labels, mask, positions (B, T); the views of all (sum V, 3, S, S) and their grids, in order.
 
     Or examples packed into one row, B = 1: ``segments`` are their lengths, positions begin anew in each, and none sees another.
+    Of pictures that a store keeps (``kept``), the known ones' ``features`` (sum V, P, D) stand in the place of their views.
     """
 
     input_ids: Tensor
@@ -64,11 +79,14 @@ class Batch:
     views: Tensor
     grids: tuple[Grid, ...]
     segments: tuple[int, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    features: Tensor | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
         """The same on a device; ``dtype`` is that of the views."""
         ids, labels, mask, positions = (t.to(device) for t in (self.input_ids, self.labels, self.mask, self.positions))
-        return Batch(ids, labels, mask, positions, self.views.to(device, dtype), self.grids, self.segments)
+        features = None if self.features is None else self.features.to(device)
+        return Batch(ids, labels, mask, positions, self.views.to(device, dtype), self.grids, self.segments, self.kept, features)
 
 
 class Processor:
@@ -119,11 +137,12 @@ class Processor:
         end = self._pieces.controls.get(self.template.end)
         return frozenset(token for token in (end, self.tokenizer.eos_token_id) if token is not None)
 
-    def encode(self, conversation: Conversation, *, learn: bool, room: int = 0) -> Inputs:
+    def encode(self, conversation: Conversation, *, learn: bool, room: int = 0, known: Known | None = None) -> Inputs:
         """One example. ``learn``: a closed conversation with the labels of its replies; otherwise an open one, to be answered.
 
-        ``room``: tokens that must remain free for the reply. Raises PromptError, ImageError, and ContextError (code
-        context_length_exceeded) before any picture is decoded; nothing is ever cut.
+        ``room``: tokens that must remain free for the reply. ``known``: features by a picture's digest; where it has some, no view is
+        made. Raises PromptError, ImageError, and ContextError (code context_length_exceeded) before any picture is decoded; nothing is
+        ever cut.
         """
         if conversation.open is learn and conversation.turns:
             raise _wrong_end(conversation, learn)
@@ -134,8 +153,13 @@ class Processor:
             ids += new
             labels += new if learned and learn else [IGNORED] * len(new)
         self._check_length(len(ids), sum(grid.tokens for grid in grids), room)
-        views = self._views(conversation.images, grids, keep=not learn)
-        return Inputs(torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long), views, grids)
+        kept, features = ((), ()) if known is None else self._kept(conversation.images, known)
+        unknown = [place for place in range(len(grids)) if not kept or not kept[place].known]
+        views = self._views(conversation.images, grids, unknown, keep=not learn)
+        return Inputs(
+            torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long), views, grids, kept,
+            torch.cat(features) if features else None,
+        )  # fmt: skip
 
     def count(self, conversation: Conversation) -> tuple[int, int]:
         """How many tokens a closed conversation takes and how many of them are learned. Of pictures the size is read; no limit holds."""
@@ -188,10 +212,19 @@ class Processor:
                 remedy="shorten it, send fewer pictures, or ask for a shorter reply",
             )
 
-    def _views(self, images: Sequence[Image], grids: Sequence[Grid], *, keep: bool) -> Tensor:
-        """(sum V, 3, S, S). A picture asked about is likely to be asked about again, so its views are kept; training goes on to others."""
+    def _kept(self, images: Sequence[Image], known: Known) -> tuple[tuple[Kept, ...], list[Tensor]]:
+        """Each picture's name in a store of features, and the features that it has of them."""
+        names = [_told(index, image, partial(digest, image, self.limits)) for index, image in enumerate(images)]
+        found = [known(name) for name in names]
+        kept = tuple(Kept(name, features is not None) for name, features in zip(names, found, strict=True))
+        return kept, [features for features in found if features is not None]
+
+    def _views(self, images: Sequence[Image], grids: Sequence[Grid], wanted: Sequence[int], *, keep: bool) -> Tensor:
+        """Of the wanted pictures, (sum V, 3, S, S). What is asked about is likely to be asked about again, so views are kept; training
+        goes on to others."""
         made: list[Floats] = []
-        for index, (image, grid) in enumerate(zip(images, grids, strict=True)):
+        for index in wanted:
+            image, grid = images[index], grids[index]
             make = partial(self._make_views, image)
             made.append(_told(index, image, partial(self.cache.get, digest(image, self.limits), make) if keep else make))
             assert len(made[-1]) == grid.views, f"{len(made[-1])} views for {grid}"
@@ -220,8 +253,7 @@ class Processor:
             place = slice(0, count) if side == "right" else slice(length - count, length)
             ids[row, place], labels[row, place] = one.input_ids, one.labels
             positions[row, place], mask[row, place] = torch.arange(count), True
-        views = torch.cat([one.views for one in inputs])
-        return Batch(ids, labels, mask, positions, views, tuple(grid for one in inputs for grid in one.grids))
+        return Batch(ids, labels, mask, positions, **_pictures(inputs))
 
     def pack(self, inputs: Sequence[Inputs]) -> Batch:
         """Examples behind one another in one row, nothing padded. What stands first in an example is predicted from nothing: no label."""
@@ -230,8 +262,7 @@ class Processor:
         segments = tuple(len(one.input_ids) for one in inputs)
         labels[0, [0, *accumulate(segments[:-1])]] = IGNORED
         positions = torch.cat([torch.arange(length) for length in segments])[None]
-        views, grids = torch.cat([one.views for one in inputs]), tuple(grid for one in inputs for grid in one.grids)
-        return Batch(ids, labels, torch.ones_like(ids, dtype=torch.bool), positions, views, grids, segments)
+        return Batch(ids, labels, torch.ones_like(ids, dtype=torch.bool), positions, segments=segments, **_pictures(inputs))
 
     def decode(self, ids: Sequence[int] | Tensor, *, special: bool = False) -> str:
         """The text of some ids; special tokens are left out unless asked for."""
@@ -326,6 +357,17 @@ def digest(image: Image, limits: Limits = LIMITS) -> str:
     """A digest of the picture's content: its encoded bytes, or its pixels with their shape."""
     shape = f"{image.source.width}x{image.source.height}" if isinstance(image.source, Pixels) else "file"
     return hashlib.blake2b(read_bytes(image, limits), digest_size=20, person=b"views", salt=shape.encode()[:16]).hexdigest()
+
+
+def _pictures(inputs: Sequence[Inputs]) -> dict[str, Any]:
+    """What the examples hold of pictures, in order."""
+    features = [one.features for one in inputs if one.features is not None]
+    return {
+        "views": torch.cat([one.views for one in inputs]),
+        "grids": tuple(grid for one in inputs for grid in one.grids),
+        "kept": tuple(kept for one in inputs for kept in one.kept),
+        "features": torch.cat(features) if features else None,
+    }
 
 
 def _told(index: int, image: Image, read: Callable[[], T]) -> T:

@@ -24,6 +24,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
+from llavakit.data.features import FeatureStore
 from llavakit.data.placement import Placement
 from llavakit.data.placement import place as placed
 from llavakit.data.sources import OnBad, Sample
@@ -107,7 +108,7 @@ class Loader:
     ``lengths`` (has an image, length in bytes) are only used to sort and deal. ``pack``: batches are packed rows, else padded ones.
     ``rank`` of ``world``: whose batches of each window these are. With ``workers`` the windows are prepared in as many processes, in the
     same order. ``cache_bytes`` bounds a memory of prepared samples (one for each process): it fills once and is never emptied, so it
-    changes the speed and nothing else.
+    changes the speed and nothing else. ``features``: a store that is asked for pictures before their views are made.
     """
 
     def __init__(
@@ -127,10 +128,13 @@ class Loader:
         world: int = 1,
         cache_bytes: int = 0,
         on_bad: OnBad = "stop",
+        features: FeatureStore | None = None,
     ) -> None:
         assert len(samples), "a source is never empty"
         assert not (group or pack) or len(lengths) == len(samples), "grouping and packing need a length for each sample"
-        self._maker = _WindowMaker(samples, processor, pack=pack, placement=placement, seed=seed, cache_bytes=cache_bytes, on_bad=on_bad)
+        self._maker = _WindowMaker(
+            samples, processor, pack=pack, placement=placement, seed=seed, cache_bytes=cache_bytes, on_bad=on_bad, features=features
+        )
         self._size = batch_size * accumulation
         self._parts = world * math.ceil(self._size / (world * batch_size))
         self._seed, self._group, self._lengths, self._workers = seed, group, lengths, workers
@@ -237,11 +241,13 @@ class _WindowMaker:
         seed: int,
         cache_bytes: int,
         on_bad: OnBad,
+        features: FeatureStore | None,
     ) -> None:
         self._samples, self._processor, self._longest = samples, copy(processor), processor.max_length
         self._processor.max_length = sys.maxsize
         self._pack, self._on_bad, self._placement, self._seed = pack, on_bad, placement, seed
         self._room = cache_bytes
+        self._known = None if features is None else features.get
         self._cache: dict[int, _Example] = {}
 
     def __getitem__(self, order: _Order) -> Window | LlavaError:
@@ -281,7 +287,7 @@ class _WindowMaker:
             sample = self._samples[place]
             try:
                 talk = placed(sample.conversation, self._placement, seed=self._seed, sample_id=sample.id)
-                return self._remembered(place, self._cut(sample.id, self._processor.encode(talk, learn=True)))
+                return self._remembered(place, self._cut(sample.id, self._processor.encode(talk, learn=True, known=self._known)))
             except LlavaError as error:
                 failure = DataError(
                     error.what,
@@ -308,8 +314,9 @@ class _WindowMaker:
 
     def _remembered(self, place: int, example: _Example) -> _Example:
         inputs = example.inputs
-        size = inputs.views.nbytes + inputs.input_ids.nbytes + inputs.labels.nbytes
-        if size <= self._room:
+        held = (inputs.views, inputs.input_ids, inputs.labels, inputs.features)
+        size = sum(tensor.nbytes for tensor in held if tensor is not None)
+        if size <= self._room and all(picture.known for picture in inputs.kept):
             self._room -= size
             self._cache[place] = example
         return example

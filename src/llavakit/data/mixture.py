@@ -167,6 +167,10 @@ class Mixture(Sequence[Sample]):
         before = self._ends[which - 1] if which else 0
         return which, int(self.ingredients[which].taken[row - before])
 
+    def pictures(self) -> int:
+        """How many different pictures each source shows, in sum."""
+        return sum(part.source.take(part.taken).pictures() for part in self.ingredients)
+
     def lengths(self) -> MixedLengths:
         """For each sample: does it hold an image, and its length, as its source counts it."""
         return MixedLengths(self)

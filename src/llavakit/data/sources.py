@@ -90,6 +90,13 @@ class Source(Sequence[Sample]):
         """The samples of these positions, in this order."""
         return replace(self, numbers=np.asarray(self.numbers, np.int64)[np.asarray(chosen, np.int64)])
 
+    def pictures(self) -> int:
+        """How many different pictures the samples show; one without a name counts each time it is shown."""
+        taken = np.zeros(len(self.held), bool)
+        taken[np.asarray(self.numbers, np.int64)] = True
+        ids = self.held.image_ids[np.repeat(taken, np.diff(self.held.image_starts))]
+        return len(np.unique(ids[ids >= 0])) + int((ids < 0).sum())
+
     def lengths(self) -> Lengths:
         chosen: Any = self.numbers
         if isinstance(chosen, range):

@@ -80,9 +80,12 @@ class Llava(nn.Module):
 
     def encode_views(self, views_v3ss: Tensor) -> Tensor:
         """Views, in the processor's normalised pixels, to embeddings V.P.H."""
-        features = self.vision_tower(views_v3ss)
+        return self.project(self.vision_tower(views_v3ss))
+
+    def project(self, features_vpd: Tensor) -> Tensor:
+        """The tower's features to embeddings V.P.H."""
         linear = self.multi_modal_projector.linear_1
-        return self.multi_modal_projector(features.to(linear.weight.device, linear.weight.dtype))  # type: ignore[no-any-return]
+        return self.multi_modal_projector(features_vpd.to(linear.weight.device, linear.weight.dtype))  # type: ignore[no-any-return]
 
     def embed(self, batch: Batch) -> Tensor:
         """Embeddings B.T.H of a batch, its pictures in place.
@@ -92,7 +95,7 @@ class Llava(nn.Module):
         embeddings: Tensor = self._table(batch.input_ids)
         places_bt = batch.input_ids == self.config.image_token_id
         placeholders, counted = int(places_bt.sum()), sum(grid.tokens for grid in batch.grids)
-        expected, given = sum(grid.views for grid in batch.grids), batch.views.shape[0]
+        expected, given = sum(grid.views for grid in batch.grids), (batch.views if batch.features is None else batch.features).shape[0]
         if placeholders != counted or given != expected:
             raise PromptError(
                 f"{placeholders} image tokens in the text, {counted} counted for {len(batch.grids)} images; {given} views of {expected}",
@@ -106,7 +109,8 @@ class Llava(nn.Module):
         grid = replace(self.config.tiling, canvases=()).grid(1, 1)
         blank = batch.views.new_zeros(1, 3, self.config.image_size, self.config.image_size)
         views, grids = (batch.views, batch.grids) if batch.grids else (blank, (grid,))
-        rows = merge(self.encode_views(views), grids, self.image_newline)[:placeholders]
+        projected = self.encode_views(views) if batch.features is None else self.project(batch.features)
+        rows = merge(projected, grids, self.image_newline)[:placeholders]
         return embeddings.masked_scatter(places_bt[..., None], rows.to(embeddings.device, embeddings.dtype))
 
     def forward(self, batch: Batch, *, full_logits: bool = False) -> Output:

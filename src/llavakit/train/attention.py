@@ -1,8 +1,12 @@
 """Attention for training: examples packed into one row apart from each other, and in bf16 on a CPU twice as fast as torch's own.
 
-Packed (``Batch.segments``): one call an example on a CPU, torch's varlen kernel on CUDA. A mask of the whole row would cost its square:
+Packed (``Batch.segments``), where a mask of the whole row would cost its square:
 
     row  |##    |####      |######        |     each example sees its own past, nothing is computed between them
+
+    auto   CUDA in half precision: torch's varlen kernel, one for the row; else one call an example, on a CPU in bf16 as below
+    sdpa   one call of torch's own attention an example, anywhere
+    flex   torch's FlexAttention, one compiled kernel for the row, by transformers; CUDA alone has its backward pass
 
 torch's flash kernel computes the whole square and its backward pass runs at a third of the speed of a plain matrix product. Here the
 rows go in blocks, each sees only the columns that exist for it, and the weights are kept for the backward pass:
@@ -18,7 +22,8 @@ type or device) goes to transformers' sdpa.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,18 +34,35 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "llavakit_train"
+from llavakit.errors import ConfigError
+
+Kind = Literal["auto", "sdpa", "flex"]
+NAMES: Mapping[Kind, str] = {"auto": "llavakit_train", "sdpa": "llavakit_train_sdpa", "flex": "flex_attention"}  # transformers' names
 BLOCK = 96  # rows at a time
 LONGEST = 1024
 _NOT_OURS = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")
 
 
-def use_training_attention(language_model: PreTrainedModel) -> None:
-    """Switch a decoder that attends by sdpa to this module's function. Nothing about its weights or its saved config changes."""
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, mask)
+def use_training_attention(language_model: PreTrainedModel, kind: Kind = "auto") -> None:
+    """Switch a decoder that attends by sdpa to one of these. Nothing about its weights or its saved config changes."""
+    for name, function in OURS.items():
+        ALL_ATTENTION_FUNCTIONS.register(name, function)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
     if language_model.config._attn_implementation == "sdpa":
-        language_model.set_attn_implementation(NAME)
+        language_model.set_attn_implementation(NAMES[kind])
+
+
+def check_flex(language_model: PreTrainedModel, device: torch.device, *, compiled: bool) -> None:
+    """Raise ConfigError where FlexAttention cannot train this language model. ``compiled``: whether its layers will be."""
+    dropout = getattr(language_model.config, "attention_dropout", 0.0)
+    wrong = {
+        f"it has no backward pass on {device.type}": device.type != "cuda",
+        f"{type(language_model).__name__} does not know it": not language_model._supports_flex_attn,
+        f"it has no dropout, and the language model's is {dropout}": bool(dropout),
+        "it is compiled by itself, which nobody tried inside of compiled layers": compiled,
+    }
+    for what in (what for what, is_wrong in wrong.items() if is_wrong):
+        raise ConfigError(f"FlexAttention cannot train here: {what}", code="bad_value", where="attention", remedy="use attention=auto")
 
 
 def mask(batch_size: int, q_length: int, kv_length: int, *places: Any, attention_mask: Tensor | None = None, **rest: Any) -> Tensor | None:
@@ -67,10 +89,36 @@ def attention(
         return _one(module, query, key, value, attention_mask, **rest)
     if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16) and _plain(rest):
         return _varlen(query, key, value, cu_seq_lens_q, int(max_length_q or query.shape[2]), rest.get("scaling")), None
-    lengths = cu_seq_lens_q.diff().tolist()
-    rows = zip(*(part.split(lengths, 2) for part in (query, key, value)), strict=True)
-    parts = [_one(module, q, k, v, _window(rest.get("sliding_window"), q), **rest)[0] for q, k, v in rows]
-    return torch.cat(parts, 1), None
+    return _each(_one, module, (query, key, value), cu_seq_lens_q, rest)
+
+
+def sdpa(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """As ``attention``, by torch's own alone."""
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)  # type: ignore[no-any-return]
+    return _each(sdpa_attention_forward, module, (query, key, value), cu_seq_lens_q, rest)
+
+
+OURS = {NAMES["auto"]: attention, NAMES["sdpa"]: sdpa}
+
+
+def _each(
+    one: Callable[..., tuple[Tensor, None]], module: torch.nn.Module, row: tuple[Tensor, ...], ends: Tensor, rest: dict[str, Any]
+) -> tuple[Tensor, None]:
+    """One call an example of a packed row."""
+    examples = zip(*(part.split(ends.diff().tolist(), 2) for part in row), strict=True)
+    return torch.cat([one(module, q, k, v, _window(rest.get("sliding_window"), q), **rest)[0] for q, k, v in examples], 1), None
 
 
 def _plain(rest: dict[str, Any]) -> bool:

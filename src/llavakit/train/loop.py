@@ -26,15 +26,16 @@ from torch import nn
 from llavakit import config as options
 from llavakit.checkpoint import store
 from llavakit.config import TrainConfig
-from llavakit.data.holdout import Part, groups, split
+from llavakit.data.holdout import groups, split
 from llavakit.data.loader import Loader, Window, learned_tokens
 from llavakit.data.mixture import Mixture
 from llavakit.data.sources import Source
 from llavakit.errors import CheckpointError, TrainingError
 from llavakit.model.llava import Llava
 from llavakit.processor import Batch, Processor
-from llavakit.train import going_on, lora, saving, start, state
+from llavakit.train import features, going_on, lora, saving, start, state
 from llavakit.train.card import card
+from llavakit.train.features import Keeper
 from llavakit.train.optim import Optimizer, factor
 from llavakit.train.progress import EVALUATIONS, LinesFile, Mute, Progress, StepReport, plot, progress, read_lines
 from llavakit.train.ranks import Ranks, joined, quietly, spread, watched
@@ -82,6 +83,7 @@ class _Run:
     steps: int
     shown: Progress
     save_model: SaveModel
+    keeper: Keeper
     step: int = 0
     non_finite: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -141,20 +143,24 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
         rates.pop(name, None)
     cut = ranks.world > 1 and config.shard == "full"  # then each layer goes to the device when it is cut, never the whole model
     start.place(model, rates, device=torch.device("cpu") if cut else device, forward=dtype, frozen=config.frozen_dtype)
-    start.set_modes(model, rates, device=device, forward=dtype, gradient_checkpointing=config.gradient_checkpointing)
+    start.set_modes(config, model, rates, device=device, forward=dtype)
     forward = spread(model, ranks, shard=config.shard, device=device, forward=dtype)
     saving.apart(config.seed, ranks)
     optimizer = Optimizer(
         model, rates, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas, clip=config.clip, kind=config.optimizer
     )
     samples, held = split(source, config.holdout, seed=config.seed)
-    loader = _loader(config, samples, processor, ranks)
+    store = features.opened(
+        config, model, processor, rates=rates, device=device, forward=dtype, pictures=source.pictures(),
+        reserve=lora.bytes_saved(model, optimizer.learned), say=say,
+    )  # fmt: skip
+    loader = start.loader(config, samples, processor, ranks, store)
     steps = config.steps if config.steps is not None else config.epochs * loader.steps_per_epoch
     run = _Run(
         config=config, ranks=ranks, model=model, forward=forward, processor=processor, optimizer=optimizer, loader=loader, source=source,
         watch=Watch.of(groups(held), config.panel),
         device=device, dtype=dtype, steps=steps, shown=progress(steps, every=config.log_every) if ranks.main else Mute(),
-        save_model=begun.save_model,
+        save_model=begun.save_model, keeper=Keeper(store=store, tower=model.vision_tower, say=say),
     )  # fmt: skip
     if position is not None and optimizer_state is not None and random is not None:
         _restore(run, resumed, position, optimizer_state, random)
@@ -170,25 +176,6 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     if remark := start.few_steps(config, len(samples), steps):
         say(remark)
     return run
-
-
-def _loader(config: TrainConfig, source: Source | Mixture | Part, processor: Processor, ranks: Ranks) -> Loader:
-    return Loader(
-        source,
-        processor,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        accumulation=config.accumulation,
-        workers=config.workers,
-        group=config.group,
-        pack=config.pack,
-        rank=ranks.rank,
-        world=ranks.world,
-        lengths=source.lengths(),
-        placement=config.placement,
-        cache_bytes=config.cache_mb << 20,
-        on_bad=config.on_bad_sample,
-    )
 
 
 def _restore(run: _Run, folder: Path | None, position: state.Position, optimizer: dict[str, Any], random: dict[str, Any]) -> None:
@@ -298,7 +285,7 @@ def _update(run: _Run, window: Window, share: float, learned: int) -> tuple[floa
                 continue
             last = number == len(window.batches)
             with quietly(run.forward, last=last), torch.autocast(run.device.type, torch.bfloat16, enabled=run.dtype == torch.bfloat16):
-                output = run.forward(_unmasked(batch).to(run.device, torch.float32))
+                output = run.forward(run.keeper.completed(_unmasked(batch).to(run.device, torch.float32)))
                 (output.loss_sum * (world / max(1, learned))).backward()  # DDP and FSDP2 take the mean over ranks
             total += output.loss_sum.detach()
     except torch.OutOfMemoryError as error:
@@ -385,8 +372,7 @@ def _card(run: _Run) -> str:
 
 
 def _size(run: _Run) -> int:
-    """Bytes of one checkpoint: the weights in it, and two fp32 moments of each learned one."""
-    return lora.bytes_stored(run.model) + 8 * run.optimizer.learned
+    return lora.bytes_saved(run.model, run.optimizer.learned)
 
 
 def _check_room(run: _Run) -> None:

@@ -177,9 +177,9 @@ def stored(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def bytes_stored(model: nn.Module) -> int:
-    """The size of the model's part of a checkpoint; what learns is held in fp32."""
-    return sum(value.nbytes for value in stored(model).values() or model.parameters())
+def bytes_saved(model: nn.Module, learned: int) -> int:
+    """The size of a checkpoint: the weights in it, those that learn in fp32, and two fp32 moments of each of these."""
+    return sum(value.nbytes for value in stored(model).values() or model.parameters()) + 8 * learned
 
 
 def save(model: Llava, processor: Processor, folder: Path, *, lora: Lora, base: Path | None, mark: adapters.Mark) -> None:

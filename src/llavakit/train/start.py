@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from llavakit.checkpoint import places, store
 from llavakit.config import TrainConfig
+from llavakit.data.features import FeatureStore
+from llavakit.data.holdout import Part
+from llavakit.data.loader import Loader
 from llavakit.data.manifest import SHIPPED, read_manifest, shipped
 from llavakit.data.mixture import Mixture, open_mixture
 from llavakit.data.reading import Progress, now_and_then
@@ -31,7 +34,9 @@ from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES, Template
 from llavakit.tiling import SHAPES, tiles_of
 from llavakit.train import state
-from llavakit.train.attention import use_training_attention
+from llavakit.train.attention import check_flex, use_training_attention
+from llavakit.train.compiled import check_compiler, compile_layers
+from llavakit.train.ranks import Ranks
 from llavakit.train.stages import STAGES
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
@@ -63,7 +68,8 @@ def settled(config: TrainConfig) -> TrainConfig:
     start = places.find(config.start) if config.start is not None else None
     paths = {
         name: path.absolute() if path is not None else None
-        for name, path in {"start": start, "tower": config.tower, "decoder": config.decoder, "data": config.data}.items()
+        for name, path in (vars(config) | {"start": start}).items()
+        if name in ("start", "tower", "decoder", "data", "cache_features")
     }
     if named:
         paths["data"] = config.data
@@ -94,6 +100,29 @@ def few_steps(config: TrainConfig, samples: int, steps: int) -> str | None:
     return (
         f"{samples} samples in batches of {batch} make {steps} step{'s' * (steps > 1)}, too few to change a model much; "
         f"try batch_size={small} accumulation=1 epochs={epochs}, or the recipe few"
+    )
+
+
+def loader(
+    config: TrainConfig, samples: Source | Mixture | Part, processor: Processor, ranks: Ranks, features: FeatureStore | None
+) -> Loader:
+    """This rank's batches of a run."""
+    return Loader(
+        samples,
+        processor,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        accumulation=config.accumulation,
+        workers=config.workers,
+        group=config.group,
+        pack=config.pack,
+        rank=ranks.rank,
+        world=ranks.world,
+        lengths=samples.lengths(),
+        placement=config.placement,
+        cache_bytes=config.cache_mb << 20,
+        on_bad=config.on_bad_sample,
+        features=features,
     )
 
 
@@ -260,18 +289,24 @@ def check_packing(config: TrainConfig, model: Llava) -> None:
         raise ConfigError(what, code="cannot_pack", where="pack", remedy="use pack=false (and group=64, to pad less)")
 
 
-def set_modes(
-    model: Llava, rates: Mapping[str, float], *, device: torch.device, forward: torch.dtype, gradient_checkpointing: bool
-) -> None:
-    """Training mode, except for a tower that does not learn; activations kept or computed twice; the attention that is fastest here."""
+def set_modes(config: TrainConfig, model: Llava, rates: Mapping[str, float], *, device: torch.device, forward: torch.dtype) -> None:
+    """Training mode, except for a tower that does not learn; activations kept or computed twice; attention; compiled layers.
+
+    Raises ConfigError where FlexAttention or a compiler is asked for and cannot be had.
+    """
     model.train()
     tower_learns = any(name.startswith("vision_tower.") for name in rates)
     if not tower_learns:
         model.vision_tower.eval()
-    model.set_gradient_checkpointing(gradient_checkpointing)
-    use_training_attention(model.language_model)
+    model.set_gradient_checkpointing(config.gradient_checkpointing)
+    if config.attention == "flex":
+        check_flex(model.language_model, device, compiled=config.compile)
+    use_training_attention(model.language_model, config.attention)
     if device.type == "cpu" and forward == torch.bfloat16 and tower_learns:
         model.vision_tower.vision_model.set_attn_implementation("eager")  # torch's flash kernel is slow backwards (dev/LOG.md)
+    if config.compile:
+        check_compiler(device)
+        compile_layers(model)
 
 
 def room(folder: Path) -> int:

@@ -29,6 +29,7 @@ from llavakit.images import open_image
 from llavakit.model.generation import generate
 from llavakit.model.llava import Llava
 from llavakit.processor import Processor
+from llavakit.train.compiled import uncompiled
 from llavakit.train.progress import PANEL
 from llavakit.train.ranks import Ranks
 from llavakit.types import Conversation, Sampling
@@ -84,7 +85,7 @@ def measure(
     narrow: bool,
 ) -> dict[str, Any]:
     """Mean loss over the learned tokens of each group, and the panel's replies (None where the model is cut into parts)."""
-    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+    with evaluating(model), uncompiled(config.compile), torch.autocast(device.type, torch.bfloat16, enabled=narrow):
         losses = {name: _loss(part, forward, processor, config, ranks, device) for name, part in watch.groups.items()}
         cut = any(isinstance(parameter, DTensor) for parameter in model.parameters())
         replies = None if cut or not ranks.main else [_reply(sample, model, processor, device) for sample in watch.panel]
