@@ -82,6 +82,7 @@ class _Run:
     steps: int
     shown: Progress
     save_model: SaveModel
+    whole: saving.Whole
     step: int = 0
     non_finite: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -154,7 +155,7 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
         config=config, ranks=ranks, model=model, forward=forward, processor=processor, optimizer=optimizer, loader=loader, source=source,
         watch=Watch.of(groups(held), config.panel),
         device=device, dtype=dtype, steps=steps, shown=progress(steps, every=config.log_every) if ranks.main else Mute(),
-        save_model=begun.save_model,
+        save_model=begun.save_model, whole=begun.whole,
     )  # fmt: skip
     if position is not None and optimizer_state is not None and random is not None:
         _restore(run, resumed, position, optimizer_state, random)
@@ -364,7 +365,7 @@ def _save(run: _Run, *, must: bool) -> None:
     try:
         run.saved = saving.save(
             run.config.out, position, model=run.model, processor=run.processor, optimizer=run.optimizer, ranks=run.ranks,
-            device=run.device, save_model=run.save_model, card=_card(run),
+            device=run.device, save_model=run.save_model, whole=run.whole, card=_card(run),
         )  # fmt: skip
         if run.ranks.main:
             state.prune(run.config.out, run.config.keep)
