@@ -110,6 +110,11 @@ def begin(config: TrainConfig, resumed: Path | None, *, device: torch.device, fo
     )  # fmt: skip
 
 
+def is_matrix(name: str) -> bool:
+    """Whether a parameter is one of an adapter's matrices."""
+    return _MATRIX.fullmatch(name) is not None
+
+
 def targets(model: Llava, lora: Lora) -> tuple[str, ...]:
     """The layers that get matrices: linear ones of the language model but its head, or those whose whole names match.
 
