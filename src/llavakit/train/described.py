@@ -5,7 +5,8 @@ TrainConfig (recipes.py, key=value)  +  Llava, with memory or without  +  Sample
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,15 +52,16 @@ def outline(config: TrainConfig, shape: ModelConfig) -> tuple[Llava, dict[str, f
     return model, stage.with_rows(config.rates).apply(model)
 
 
-def described(config: TrainConfig, model: Llava, rates: Mapping[str, float], data: Samples, *, stored: torch.dtype = torch.bfloat16) -> Run:
-    """The run as a value. ``stored``: how the frozen weights of the checkpoint are held. Raises ConfigError where samples must be given."""
+def described(config: TrainConfig, model: Llava, learning: Iterable[str], data: Samples, *, stored: torch.dtype = torch.bfloat16) -> Run:
+    """The run as a value. ``learning``: names of parameters; ``stored``: how frozen weights are held. Raises ConfigError."""
     if data.samples is None and config.steps is None:
         raise ConfigError("nobody said how many samples there are", code="missing_option", where="samples", remedy="give samples=N")
-    counts = {name: model.get_parameter(name).numel() for name in rates}
+    counts = {name: model.get_parameter(name).numel() for name in learning}
     matrices = sum(count for name, count in counts.items() if lora.is_matrix(name))
-    learns = tuple(part for start, part in PARTS.items() if any(name.startswith(start) and not lora.is_matrix(name) for name in rates))
+    learns = tuple(part for start, part in PARTS.items() if any(name.startswith(start) and not lora.is_matrix(name) for name in counts))
     idle = set(model.vision_tower.never_run())
-    bits, batch = (config.lora.bits if config.lora is not None else 16), config.batch_size * config.accumulation
+    bits = config.lora.bits if config.lora is not None else 16
+    batch = min(config.batch_size * config.accumulation, data.samples or sys.maxsize)  # a step sees no sample twice
     held: Held = "fp32" if stored == torch.float32 and config.frozen_dtype == "keep" else "bf16"
     return Run(
         config=model.config, samples=data.samples or 1, epochs=config.epochs, batch=batch, views=data.views,

@@ -2,7 +2,7 @@
 
     window -> batches -> loss sums / learned tokens of the whole window -> gradients -> finite? -> AdamW -> metrics -> checkpoint?
 
-Exactly one thing changes the weights (``_update``), exactly one writes a checkpoint (``_save``). A run and its resumption give the
+Exactly one thing changes the weights (``_update``), exactly one writes a checkpoint (``save_now``). A run and its resumption give the
 same bits, because everything a step depends on is in ``state.Position``, the optimizer's tensors and the random states.
 """
 
@@ -65,7 +65,7 @@ class Outcome(os.PathLike[str]):
 
 
 @dataclass(kw_only=True)
-class _Run:
+class Running:
     """Everything a step needs; the counters are what a checkpoint records of them."""
 
     config: TrainConfig
@@ -101,12 +101,12 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
             going_on.make_folder(config.out)
         shown = progress(1, every=config.log_every) if ranks.main else Mute()
         resumed = ranks.of_main(going_on.resume_point(config, shown.say) if ranks.main else None)
-        run = _begin(config, ranks, resumed, shown.say, save_model)
+        run = begin(config, ranks, resumed, shown.say, save_model)
         logs = _logs(run) if ranks.main else None
         with run.shown, watched(ranks, config.out, config.timeout) as alive:
-            _steps(run, signals, logs, on_step, alive)
+            take_steps(run, signals, logs, on_step, alive)
         if run.saved is None or state.step_of(run.saved) != run.step:
-            _save(run, must=True)
+            save_now(run, must=True)
         assert run.saved is not None
         if signals.received is not None and run.step < run.steps:
             name = signal.Signals(signals.received).name
@@ -122,7 +122,7 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
         return Outcome(checkpoint=run.saved, step=run.step)
 
 
-def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callable[[str], None], save_model: SaveModel) -> _Run:
+def begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callable[[str], None], save_model: SaveModel) -> Running:
     """Read and check the data, build or load the model, freeze, make the optimizer and the loader; restore all when resuming."""
     source = start.samples(config, say)
     for line in source.report.lines():
@@ -151,7 +151,7 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     samples, held = split(source, config.holdout, seed=config.seed)
     loader = _loader(config, samples, processor, ranks)
     steps = config.steps if config.steps is not None else config.epochs * loader.steps_per_epoch
-    run = _Run(
+    run = Running(
         config=config, ranks=ranks, model=model, forward=forward, processor=processor, optimizer=optimizer, loader=loader, source=source,
         watch=Watch.of(groups(held), config.panel),
         device=device, dtype=dtype, steps=steps, shown=progress(steps, every=config.log_every) if ranks.main else Mute(),
@@ -190,7 +190,7 @@ def _loader(config: TrainConfig, source: Source | Mixture | Part, processor: Pro
     )
 
 
-def _restore(run: _Run, folder: Path | None, position: state.Position, optimizer: dict[str, Any], random: dict[str, Any]) -> None:
+def _restore(run: Running, folder: Path | None, position: state.Position, optimizer: dict[str, Any], random: dict[str, Any]) -> None:
     assert folder is not None
     saving.restore(folder, run.optimizer, optimizer)
     run.loader.restore(position.loader)
@@ -199,8 +199,8 @@ def _restore(run: _Run, folder: Path | None, position: state.Position, optimizer
     saving.restore_random(random, ranks=run.ranks, seed=run.config.seed + position.step, device=run.device)
 
 
-def _steps(
-    run: _Run,
+def take_steps(
+    run: Running,
     signals: Signals,
     logs: Logs | None,
     on_step: Callable[[StepReport], None] | None,
@@ -239,7 +239,7 @@ def _steps(
         if run.step >= run.steps:
             return
         if run.step % run.config.save_every == 0:
-            _save(run, must=False)
+            save_now(run, must=False)
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class Logs:
     tracked: Tracked
 
 
-def _logs(run: _Run) -> Logs:
+def _logs(run: Running) -> Logs:
     out = run.config.out
     options.save(run.config, out / "config.yaml")
     if run.watch.panel:
@@ -260,7 +260,7 @@ def _logs(run: _Run) -> Logs:
     return Logs(LinesFile(out, after=run.step), LinesFile(out, after=run.step, name=EVALUATIONS), tracked)
 
 
-def _evaluate(run: _Run, logs: Logs | None) -> None:
+def _evaluate(run: Running, logs: Logs | None) -> None:
     """Measure on the held-out samples, all ranks together."""
     if not run.watch.groups:
         return
@@ -275,20 +275,20 @@ def _evaluate(run: _Run, logs: Logs | None) -> None:
     run.shown.say(f"held out at step {run.step}: {told}")
 
 
-def _met(run: _Run, window: Window) -> dict[str, int]:
+def _met(run: Running, window: Window) -> dict[str, int]:
     """The counts of a window on all ranks."""
     names = ("samples", "silent", "cut", "learned", "tokens")
     own = [getattr(window, name) for name in names] + [len(window.replaced)]
     return dict(zip((*names, "replaced"), map(int, run.ranks.sums(own)), strict=True))
 
 
-def _agree(run: _Run, signals: Signals) -> None:
+def _agree(run: Running, signals: Signals) -> None:
     """A signal to one rank is a signal to all."""
     if run.ranks.world > 1 and run.ranks.sums([signals.received or 0])[0] and signals.received is None:
         signals.received = signal.SIGTERM
 
 
-def _update(run: _Run, window: Window, share: float, learned: int) -> tuple[float | None, float | None, float]:
+def _update(run: Running, window: Window, share: float, learned: int) -> tuple[float | None, float | None, float]:
     """One optimizer step: mean loss over all ranks' learned tokens, gradient norm, rate. Nothing changes unless both are finite (T4)."""
     total, world = torch.zeros((), device=run.device), run.ranks.world
     try:
@@ -328,7 +328,7 @@ def _out_of_memory(window: Window) -> TrainingError:
     )
 
 
-def _check_health(run: _Run, window: Window, report: StepReport, met: dict[str, int]) -> None:
+def _check_health(run: Running, window: Window, report: StepReport, met: dict[str, int]) -> None:
     """Count steps that could not be taken and samples that teach nothing; stop when there are too many."""
     run.counts += Counter({name: met[name] for name in ("samples", "silent", "cut", "replaced")})
     if report.loss is not None:
@@ -356,7 +356,7 @@ def _check_health(run: _Run, window: Window, report: StepReport, met: dict[str, 
         )
 
 
-def _save(run: _Run, *, must: bool) -> None:
+def save_now(run: Running, *, must: bool) -> None:
     """Write the checkpoint of this step. A full disk costs this checkpoint, never the last one (T3); it is an error when ``must``."""
     position = state.Position(
         step=run.step, loader={"window": run.step}, non_finite=run.non_finite, counts=dict(run.counts),
@@ -378,17 +378,17 @@ def _save(run: _Run, *, must: bool) -> None:
         run.shown.say(f"{what}; going on")
 
 
-def _card(run: _Run) -> str:
+def _card(run: Running) -> str:
     known = [line for line in read_lines(run.config.out / EVALUATIONS) if line["step"] <= run.step]
     return card(run.config, step=run.step, samples=run.counts["samples"], learned=run.optimizer.learned, evaluations=known)
 
 
-def _size(run: _Run) -> int:
+def _size(run: Running) -> int:
     """Bytes of one checkpoint: the weights in it, and two fp32 moments of each learned one."""
     return lora.bytes_stored(run.model) + 8 * run.optimizer.learned
 
 
-def _check_room(run: _Run) -> None:
+def _check_room(run: Running) -> None:
     free, needed = start.room(run.config.out), _size(run)
     if free < needed:
         raise TrainingError(
