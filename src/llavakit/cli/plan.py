@@ -21,8 +21,10 @@ EXAMPLES = """Examples:
   llava plan                                                     (the recipes, what they make, the cards)
   llava plan finetune --model llava-v1.5-13b --gpu A100-80 --devices 8 --price 1.8
   llava plan lora --gpu RTX4090 --devices 2 samples=20000 gradient_checkpointing=true
-  llava plan task-lora --model my-llava samples=5000 lora.bits=4
+  llava plan task-lora --model my-llava samples=5000 lora.bits=4 --gpu here
 """
+
+HERE = "here"
 
 
 def plan(
@@ -37,7 +39,10 @@ def plan(
         str | None,
         Option("--model", "-m", metavar="NAME", help="A published system or a checkpoint (default: the first the recipe makes)."),
     ] = None,
-    gpu: Annotated[str | None, Option("--gpu", metavar="CARD", help="The card (default: the published run's).")] = None,
+    gpu: Annotated[
+        str | None,
+        Option("--gpu", metavar="CARD", help="The card (default: the published run's), or here: measured by a few steps on this machine."),
+    ] = None,
     devices: Annotated[int | None, Option("--devices", min=1, help="How many (default: as many as in the published run).")] = None,
     sharding: Annotated[str | None, Option("--sharding", help="none, ddp or fsdp (default: the simplest that fits).")] = None,
     utilisation: Annotated[float | None, Option("--utilisation", help="The share of the card's peak that is reached.")] = None,
@@ -77,13 +82,21 @@ def plan(
         return
     run = planned(config, shape, data)
     time = TIMES.get((recipe, name), Time())
-    share = utilisation if utilisation is not None else plans.UTILISATION
-    made = plans.plan(run, card(gpu or time.card), devices=devices or time.devices, sharding=sharding, utilisation=share)  # type: ignore[arg-type]
-    others = [] if made.fits else list(plans.remedies(made, card(gpu or time.card)))
+    share, update = utilisation if utilisation is not None else plans.UTILISATION, 0.0
+    if gpu == HERE:
+        from llavakit.train import pace
+
+        measured = pace.measure(run, config)
+        on, share, update, count = pace.here(config, measured), 1.0, measured.update, devices or 1
+        said = f"this machine, {measured.rate / 1e12:.3f} TFLOP/s by {measured.steps} steps of {pace.DEPTH} layers"
+    else:
+        on, count, said = card(gpu or time.card), devices or time.devices, (gpu or time.card).upper()
+    made = plans.plan(run, on, devices=count, sharding=sharding, utilisation=share, update=update)  # type: ignore[arg-type]
+    others = [] if made.fits else list(plans.remedies(made, on))
     if as_json:
-        print(json.dumps(_record(recipe, name, (gpu or time.card).upper(), made, others, price), indent=1))
+        print(json.dumps(_record(recipe, name, said, made, others, price), indent=1))
         return
-    _print(f"{recipe} of {name}", (gpu or time.card).upper(), made, price)
+    _print(f"{recipe} of {name}", said, made, price)
     if chosen.data is None and not mine[1:]:
         print("\nthe samples are taken to be as long as LLaVA-1.5's; text_tokens=, learned_tokens= and others say otherwise")
     if time.hours is not None:
@@ -151,13 +164,15 @@ def _print(title: str, card: str, made: Plan, price: float | None) -> None:
     print("\noperations of a sample, 10^12")
     for name, value in asdict(made.flops).items():
         if value:
-            print(f"  {name.replace('_', ' '):16}{value / 1e12:>9.2f}")
+            print(f"  {name.replace('_', ' '):16}{value / 1e12:>9.3g}")
     print("\nmemory on a device, GiB")
     for name, value in asdict(made.memory).items():
         print(f"  {name:16}{value / GIB:>9.2f}")
     verdict = "fits" if made.fits else "DOES NOT FIT"
     print(f"  {'total':16}{made.memory.total / GIB:>9.2f}   of {made.room / GIB:.2f}: {verdict}")
-    print(f"\nhours           {made.hours:>11.2f}   at {made.utilisation:.0%} of the peak")
+    print(
+        f"\nhours           {made.hours:>11.2f}   at {made.utilisation:.0%} of the {'measured rate' if card.startswith('this') else 'peak'}"
+    )
     if price is not None:
         print(f"cost            {made.cost(price):>11.2f}   at {price:g} for a device and hour")
 

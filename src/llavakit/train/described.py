@@ -13,10 +13,9 @@ import torch
 
 from llavakit.config import TrainConfig
 from llavakit.errors import ConfigError
-from llavakit.model import sizes
 from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig
-from llavakit.train import lora
+from llavakit.train import lora, start
 from llavakit.train.plan import Held, Part, Run
 from llavakit.train.stages import LORA, STAGES
 
@@ -42,13 +41,18 @@ class Samples:
     "Positions computed for each token: 1 when samples are packed, more where rows are filled up to the longest."
 
 
-def outline(config: TrainConfig, shape: ModelConfig) -> tuple[Llava, dict[str, float]]:
-    """The run's model without memory, its adapters attached, and what of it learns at which rate."""
-    model, stage = sizes.empty(shape), STAGES[config.stage]
-    if config.lora is not None:
-        with torch.device("meta"):
-            lora.attach(model, config.lora, lora.targets(model, config.lora))
-        stage = LORA
+def outline(
+    config: TrainConfig, shape: ModelConfig, *, device: str = "meta", dtype: torch.dtype = torch.float32
+) -> tuple[Llava, dict[str, float]]:
+    """A model of the run's kind, its adapters attached, and what of it learns at which rate: without memory, or of random weights."""
+    stage, adapters = STAGES[config.stage], config.lora
+    with torch.device(device):
+        model = Llava(shape)
+        if adapters is not None:
+            layers, stage = lora.targets(model, adapters), LORA
+            if adapters.bits < 16 and device != "meta":
+                lora.pack(model, adapters.bits, device=start.device(config), forward=dtype)
+            lora.attach(model, adapters, layers)
     return model, stage.with_rows(config.rates).apply(model)
 
 

@@ -303,9 +303,9 @@ class Plan:
         return self.hours * self.devices * price
 
 
-def hours(run: Run, *, rate: float) -> float:
-    """At ``rate`` FLOP/s of all devices together."""
-    return run.samples * run.epochs * flops(run).total / rate / 3600
+def hours(run: Run, *, rate: float, update: float = 0.0) -> float:
+    """At ``rate`` FLOP/s of all devices together, and ``update`` seconds of a step for each number that learns (``pace``)."""
+    return (run.samples * run.epochs * flops(run).total / rate + run.steps * run.learned * update) / 3600
 
 
 def calibrate(run: Run, seconds_of_a_step: float, *, peak: float) -> float:
@@ -313,7 +313,9 @@ def calibrate(run: Run, seconds_of_a_step: float, *, peak: float) -> float:
     return flops(run).total * run.batch / (seconds_of_a_step * peak)
 
 
-def plan(run: Run, card: Card, *, devices: int = 1, sharding: Sharding | None = None, utilisation: float = UTILISATION) -> Plan:
+def plan(
+    run: Run, card: Card, *, devices: int = 1, sharding: Sharding | None = None, utilisation: float = UTILISATION, update: float = 0.0
+) -> Plan:
     """With as many rows at a time as fit, in halves of a device's share of the batch. Without a sharding, the simplest that fits."""
     if devices < 1 or not 0 < utilisation <= 1:
         raise ConfigError("devices are at least 1, utilisation is above 0 and at most 1", code="bad_value", where="plan")
@@ -324,7 +326,7 @@ def plan(run: Run, card: Card, *, devices: int = 1, sharding: Sharding | None = 
         for rows in _halves(run.batch // devices):
             held = memory(run, rows=rows, devices=devices, sharding=way, bf16=card.bf16)
             if held.total <= room or (way == ways[-1] and rows == 1):
-                spent = hours(run, rate=devices * card.peak * utilisation)
+                spent = hours(run, rate=devices * card.peak * utilisation, update=update / (devices if way == "fsdp" else 1))
                 return Plan(
                     run=run, devices=devices, sharding=way, rows=rows, flops=flops(run), memory=held, room=room, hours=spent,
                     utilisation=utilisation,
