@@ -9,6 +9,10 @@
     +-- ConfigError          an option or override is wrong
     +-- TrainingError        a run cannot start or go on           (T rows)
     +-- ContextError         more tokens than the model's context  (P4)
+    +-- ResponderError       a teacher or judge does not reply     (G rows)
+    |   +-- ThrottledError   ... asks us to wait
+    |   +-- UnavailableError ... fails for now: trying again may help
+    |   +-- RefusedError     ... will not take this one question
     +-- MissingExtraError    an optional dependency is not installed
 
 Each carries a stable ``code`` (programs match on it), ``what`` happened, ``where`` (the offending file, field or value) and
@@ -71,6 +75,24 @@ class TrainingError(LlavaError):
 
 class ContextError(LlavaError):
     """The prompt, its image tokens and the reply asked for do not fit the model's context."""
+
+
+class ResponderError(LlavaError):
+    """A teacher or judge that cannot be asked at all (no key, no credit, no such model): the whole run stops."""
+
+
+class ThrottledError(ResponderError):
+    """Too many questions (429). ``retry_after`` is how many seconds the server asked us to wait, if it said."""
+
+    retry_after: float | None = None
+
+
+class UnavailableError(ResponderError):
+    """A fault on the way or in the server (5xx, timeouts, broken connections): the same question may succeed later."""
+
+
+class RefusedError(ResponderError):
+    """This question is refused (400, 413, 422): asking it again is of no use, the others are not concerned."""
 
 
 class MissingExtraError(LlavaError):

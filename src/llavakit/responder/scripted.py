@@ -1,20 +1,11 @@
-"""Whoever replies: our model, a server, a script. One protocol for the model under evaluation, the teacher and the judge."""
+"""A responder that says what it was told to say."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 from llavakit.errors import PromptError
 from llavakit.types import Conversation, Sampling
-
-
-class Responder(Protocol):
-    """Anything that answers an open conversation."""
-
-    def reply(self, conversation: Conversation, sampling: Sampling = ...) -> Iterator[str]:
-        """The reply as pieces of text, in order; joined they are the reply."""
-        ...
 
 
 class ScriptedResponder:

@@ -1,0 +1,1 @@
+"""Instruction data: what is known of pictures -> a teacher -> conversations to train on (spec 5)."""
