@@ -101,7 +101,7 @@ def compare(case: Case, shape: Shape, folder: Path, rates: pace.Pace, round_: in
     train(config, on_step=lambda report: spent.append(report.step_time))
     found = sum(spent)
     where = pace.here(config, rates)
-    held = memory(run, rows=case.batch_size, bf16=where.bf16).total
+    held = memory(run, rows=case.batch_size, bf16=where.bf16, mask=where.mask).total
     with Peak() as peak:
         train(replace(config, out=config.out.with_name(config.out.name + "-memory"), steps=2))
     print(

@@ -30,7 +30,7 @@ from llavakit.processor import Batch
 from llavakit.recipes import RECIPES, Recipe
 from llavakit.train import start
 from llavakit.train.cards import CARDS, card
-from llavakit.train.described import planned
+from llavakit.train.described import Samples, outline, planned
 from llavakit.train.optim import Optimizer
 from llavakit.train.plan import GIB, UTILISATION, Part, Run, activations, calibrate, flops, hours, memory, plan, remedies
 from llavakit.train.published import INSTRUCT, MIX, TIMES, as_published, instruct, longest, mean, mix, padding, samples
@@ -167,6 +167,31 @@ def test_activations_are_what_autograd_keeps(stage: str) -> None:
     copies = memory(run, rows=ROWS).copies
     logits = ROWS * LEARNED * run.config.rows * 6
     assert sum(size for size, _ in kept.values()) - copies - logits == pytest.approx(ROWS * activations(run), rel=0.05)
+
+
+@pytest.mark.parametrize("forward", [torch.bfloat16, torch.float32], ids=str)
+def test_adapters_keep_what_autograd_keeps(forward: torch.dtype) -> None:
+    """With dropout, whose mask torch's CPU holds in four bytes."""
+    config = replace(RECIPES["lora"].config, lora=Lora(r=8, dropout=0.05), pack=False)
+    model, rates = outline(config, CONFIG, device="cpu")
+    start.place(model, rates, device=torch.device("cpu"), forward=forward, frozen="bf16")
+    model.train().language_model.set_attn_implementation("sdpa")
+    own, kept = {value.data_ptr() for value in model.parameters()}, dict[int, tuple[int, torch.UntypedStorage]]()
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), storage)
+        return value
+
+    narrow = forward == torch.bfloat16
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        model(batch_of(CONFIG))
+    run = planned(config, CONFIG, Samples(samples=100, views=1, image_tokens=64, text_tokens=TEXT, learned_tokens=LEARNED))
+    logits = ROWS * LEARNED * CONFIG.rows * (6 if narrow else 4)
+    found = sum(size for size, _ in kept.values()) - memory(run, rows=ROWS, bf16=narrow).copies - logits
+    assert found == pytest.approx(ROWS * activations(run, bf16=narrow, mask=4), rel=0.05)
 
 
 class Peak(TorchDispatchMode):

@@ -49,7 +49,8 @@ def here(config: TrainConfig, pace: Pace) -> Card:
         size = torch.cuda.get_device_properties(device).total_memory
     else:
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Card(memory=size / GIB, peak=pace.rate, bf16=start.forward_dtype(config, device) == torch.bfloat16)
+    narrow = start.forward_dtype(config, device) == torch.bfloat16
+    return Card(memory=size / GIB, peak=pace.rate, bf16=narrow, mask=1 if device.type == "cuda" else 4)
 
 
 def measure(run: Run, config: TrainConfig, *, depth: int = DEPTH) -> Pace:
@@ -95,7 +96,7 @@ def shallow(config: ModelConfig, depth: int) -> ModelConfig:
     """The same widths; so many layers of the tower that are run, and of the language model."""
     layers = int(config.vision["num_hidden_layers"])
     unread = layers - range(layers + 1)[config.select_layer]
-    vision = config.vision | {"num_hidden_layers": min(layers, depth + unread)}
+    vision = {**config.vision, "num_hidden_layers": min(layers, depth + unread)}
     text = {key: value for key, value in config.text.items() if key != "layer_types"}
     return replace(config, vision=vision, text=text | {"num_hidden_layers": min(int(text["num_hidden_layers"]), depth)})
 

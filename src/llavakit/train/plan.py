@@ -204,7 +204,7 @@ class Memory:
         return sum(float(getattr(self, part.name)) for part in fields(self))
 
 
-def memory(run: Run, *, rows: int, devices: int = 1, sharding: Sharding = "none", bf16: bool = True) -> Memory:
+def memory(run: Run, *, rows: int, devices: int = 1, sharding: Sharding = "none", bf16: bool = True, mask: int = 1) -> Memory:
     """For ``rows`` samples read at a time on each device. Learned weights, gradients and AdamW's two moments are fp32."""
     made = run.sizes
     share = devices if sharding == "fsdp" else 1
@@ -218,7 +218,8 @@ def memory(run: Run, *, rows: int, devices: int = 1, sharding: Sharding = "none"
         copies=copies,
         gradients=4 * run.learned / share,
         moments=8 * run.learned / share,
-        activations=rows * (activations(run, bf16=bf16) + 3 * cast * made.feed_forward * run.tokens * run.padding),  # and one layer's own
+        activations=rows
+        * (activations(run, bf16=bf16, mask=mask) + 3 * cast * made.feed_forward * run.tokens * run.padding),  # and one layer's own
         logits=rows * run.learned_tokens * run.config.rows * (10 if bf16 else 12),  # as computed, in fp32, and their gradient
     )
 
@@ -237,8 +238,8 @@ def _weights(run: Run, *, bf16: bool) -> float:
     return row_end - idle - back + sum(4 * count if part in run.learns else frozen[part] for part, count in parts.items())
 
 
-def activations(run: Run, *, bf16: bool = True) -> float:
-    """Bytes kept for the backward pass of one sample.
+def activations(run: Run, *, bf16: bool = True, mask: int = 1) -> float:
+    """Bytes kept for the backward pass of one sample; ``mask``: those of dropout for each number, 1 on a card, 4 on a CPU.
 
     Of a decoder layer: both norms' input (and, when it learns, what they give, and a copy for each of the five layers that read it),
     q, k, v, what they give, the two halves of the feed-forward, their product. Checkpointing keeps each layer's input, and one layer.
@@ -252,8 +253,8 @@ def activations(run: Run, *, bf16: bool = True) -> float:
         layer = made.width * (16 + (5 * size if bf16 else 0)) + attended + 4 * size * made.feed_forward
     else:
         layer = made.width * 8 + attended + 3 * size * made.feed_forward
-    if run.rank:  # each adapter keeps what it reads, and what dropout left of it
-        layer += 2 * size * (5 * made.width + wide + made.feed_forward)
+    if run.rank:  # each of seven adapters keeps what dropout left of its input, which inputs those were, and what A gives
+        layer += (size + mask) * (5 * made.width + wide + made.feed_forward) + 7 * size * run.rank
     kept = layer + made.layers * stream * made.width if run.checkpointing else made.layers * layer
     last = made.width * (8 if own else 4)  # the norm before the head
     return length * (kept + last) + run.views * _tower_kept(run, size)
@@ -324,7 +325,7 @@ def plan(
     room = card.memory * GIB * (1 - SPARE)
     for way in ways:
         for rows in _halves(run.batch // devices):
-            held = memory(run, rows=rows, devices=devices, sharding=way, bf16=card.bf16)
+            held = memory(run, rows=rows, devices=devices, sharding=way, bf16=card.bf16, mask=card.mask)
             if held.total <= room or (way == ways[-1] and rows == 1):
                 spent = hours(run, rate=devices * card.peak * utilisation, update=update / (devices if way == "fsdp" else 1))
                 return Plan(

@@ -52,7 +52,7 @@ MASKS = 3  # samples shown
 HEAD = 1 << 16  # bytes of a picture file that mostly hold its header
 THREADS = 8
 
-Say = Callable[[str], object]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ def _looked(source: Source | Mixture, config: TrainConfig, ranks: Ranks, ready: 
     learning = [name for name, value in ready.model.named_parameters() if value.requires_grad]
     run = described(config, ready.model, learning, data, stored=frozen[0] if frozen else torch.float32)
     way: Sharding = "none" if ranks.world == 1 else "fsdp" if config.shard == "full" else "ddp"
-    held = memory(run, rows=config.batch_size, devices=ranks.world, sharding=way, bf16=ready.dtype == torch.bfloat16)
+    narrow, mask = ready.dtype == torch.bfloat16, 1 if ready.device.type == "cuda" else 4
+    held = memory(run, rows=config.batch_size, devices=ranks.world, sharding=way, bf16=narrow, mask=mask)
     return tuple(_masks(source, ready.processor)), seen, run, held.total
 
 
