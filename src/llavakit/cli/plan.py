@@ -13,7 +13,9 @@ from llavakit.errors import ConfigError
 from llavakit.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
-    from llavakit.train.plan import Plan
+    from llavakit.config import TrainConfig
+    from llavakit.train.cards import Card
+    from llavakit.train.plan import Plan, Run
     from llavakit.train.published import Time
 
 EXAMPLES = """Examples:
@@ -51,24 +53,17 @@ def plan(
     as_json: options.Json = False,
 ) -> None:
     """Say what a training run takes: hours, memory a device, cost, and what to change when it does not fit."""
-    from typing import get_args
-
     from llavakit.cli.info import shape_of
     from llavakit.config import parse
-    from llavakit.train import plan as plans
-    from llavakit.train.cards import card
     from llavakit.train.described import Samples, planned
+    from llavakit.train.plan import remedies
     from llavakit.train.published import TIMES, Time, samples
 
     if recipe is None:
         _list()
         return
-    if recipe not in RECIPES:
-        raise ConfigError(f"no recipe '{recipe}'", code="unknown_recipe", where="RECIPE", remedy=f"use one of {', '.join(RECIPES)}")
-    if sharding is not None and sharding not in get_args(plans.Sharding):
-        raise ConfigError(f"no sharding {sharding!r}", code="bad_value", where="--sharding", remedy="use none, ddp or fsdp")
+    chosen = _recipe(recipe)
     options.quiet()
-    chosen = RECIPES[recipe]
     of_samples = {field.name for field in fields(Samples)}
     mine = [word for word in words or () if word.partition("=")[0] in of_samples]
     config = parse(chosen.config, [word for word in words or () if word not in mine])
@@ -82,17 +77,8 @@ def plan(
         return
     run = planned(config, shape, data)
     time = TIMES.get((recipe, name), Time())
-    share, update = utilisation if utilisation is not None else plans.UTILISATION, 0.0
-    if gpu == HERE:
-        from llavakit.train import pace
-
-        measured = pace.measure(run, config)
-        on, share, update, count = pace.here(config, measured), 1.0, measured.update, devices or 1
-        said = f"this machine, {measured.rate / 1e12:.3f} TFLOP/s by {measured.steps} steps of {pace.DEPTH} layers"
-    else:
-        on, count, said = card(gpu or time.card), devices or time.devices, (gpu or time.card).upper()
-    made = plans.plan(run, on, devices=count, sharding=sharding, utilisation=share, update=update)  # type: ignore[arg-type]
-    others = [] if made.fits else list(plans.remedies(made, on))
+    made, on, said = _made(run, config, time, gpu, devices, sharding, utilisation)
+    others = [] if made.fits else list(remedies(made, on))
     if as_json:
         print(json.dumps(_record(recipe, name, said, made, others, price), indent=1))
         return
@@ -103,6 +89,35 @@ def plan(
         print(f"\npublished         {time.hours:g} h on {_where(time)}, rows filled up, activations computed again")
     if not made.fits:
         _print_remedies(others)
+
+
+def _recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise ConfigError(f"no recipe '{name}'", code="unknown_recipe", where="RECIPE", remedy=f"use one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def _made(
+    run: Run, config: TrainConfig, time: Time, gpu: str | None, devices: int | None, sharding: str | None, utilisation: float | None
+) -> tuple[Plan, Card, str]:
+    """The plan on a card of the table, or on this machine, which is measured; and the card in words."""
+    from typing import get_args
+
+    from llavakit.train import plan as plans
+    from llavakit.train.cards import card
+
+    if sharding is not None and sharding not in get_args(plans.Sharding):
+        raise ConfigError(f"no sharding {sharding!r}", code="bad_value", where="--sharding", remedy="use none, ddp or fsdp")
+    if gpu == HERE:
+        from llavakit.train import pace
+
+        found = pace.measure(run, config)
+        said = f"this machine, {found.rate / 1e12:.3f} TFLOP/s by {found.steps} steps of {pace.DEPTH} layers"
+        on, update, share, count = pace.here(config, found), found.update, 1.0, devices or 1
+    else:
+        on, update, said = card(gpu or time.card), 0.0, (gpu or time.card).upper()
+        share, count = utilisation if utilisation is not None else plans.UTILISATION, devices or time.devices
+    return plans.plan(run, on, devices=count, sharding=sharding, utilisation=share, update=update), on, said  # type: ignore[arg-type]
 
 
 def _list() -> None:
