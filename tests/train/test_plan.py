@@ -1,4 +1,4 @@
-"""Closed formulas against what torch counts and holds; wall times and recipes are test_published's."""
+"""Closed formulas against what torch counts and holds; wall times and recipes are test_plan_recipes'."""
 
 from __future__ import annotations
 

@@ -1,193 +1,252 @@
-"""Every recipe can be planned, in the trainer's own words; the published wall times come out (spec 4.4); counts have one owner."""
+r"""Every published recipe, end to end on its own settings: the papers' files and batches, a tiny model of the right family.
+
+    pretrain --> finetune --> task, task-lora         v1-pretrain --> v1-finetune, v1-scienceqa
+       |  \-> lora, qlora                             next-pretrain --> next (Vicuna), next-mistral, next-34b
+       +----> hd (a tower at 224 pixels)
+
+Of each: its steps and rates; exactly the declared parameters change; what is learned are the file's replies; what is saved answers.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import replace
-from functools import cache
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch
+from torch import Tensor
 
+from llavakit.assistant import Assistant
+from llavakit.checkpoint.folders import of_run
 from llavakit.cli import main
-from llavakit.cli.plan import plan as command
-from llavakit.config import Lora, parse
+from llavakit.config import TrainConfig
+from llavakit.data.loader import Loader
 from llavakit.data.manifest import shipped
-from llavakit.errors import ConfigError
-from llavakit.model.released import SYSTEMS
-from llavakit.recipes import RECIPES, Recipe
-from llavakit.train.cards import CARDS, card
-from llavakit.train.described import planned
-from llavakit.train.plan import UTILISATION, Run, hours, memory, plan, remedies
-from llavakit.train.published import INSTRUCT, MIX, TIMES, as_published, instruct, longest, mean, mix, padding, samples
+from llavakit.model.released import SYSTEMS, System
+from llavakit.processor import IGNORED, Processor
+from llavakit.recipes import RECIPES
+from llavakit.tiling import tiles_of
+from llavakit.train import loop, lora, start
+from llavakit.train.progress import read_metrics
+from llavakit.train.start import shapes
+from llavakit.types import Conversation, Sampling
+from published_files import SIDES, Files, decoder, tower
 
-V15 = [key for key, time in TIMES.items() if key[1].startswith("llava-v1.5") and time.hours]
-V1 = [("v1-pretrain", "llava-v1-7b"), ("v1-pretrain", "llava-v1-13b")]
-
-
-@cache
-def run_as_published(recipe: str, system: str) -> Run:
-    config, shape = as_published(recipe), SYSTEMS[system].config
-    return planned(config, shape, samples(RECIPES[recipe], config, shape))
-
-
-def hours_of(key: tuple[str, str]) -> float:
-    time = TIMES[key]
-    return plan(run_as_published(*key), card(time.card), devices=time.devices).hours
-
-
-@pytest.mark.parametrize("key", [*V15, *V1], ids=" ".join)
-def test_published_wall_times_are_met_within_a_quarter(key: tuple[str, str]) -> None:
-    assert hours_of(key) == pytest.approx(TIMES[key].hours, rel=0.25)
+FROM = {  # what a recipe goes on from, as the scripts of runs/ have it
+    "finetune": "pretrain", "lora": "pretrain", "qlora": "pretrain", "hd": "pretrain", "task": "finetune", "task-lora": "finetune",
+    "few": "finetune",
+    "v1-finetune": "v1-pretrain", "v1-scienceqa": "v1-pretrain", "next": "next-pretrain", "next-mistral": "next-pretrain",
+    "next-34b": "next-pretrain",
+}  # fmt: skip
+STAGE_1, STAGE_2 = {"multi_modal_projector"}, {"multi_modal_projector", "language_model"}
+LEARNS = {  # spec 4.1; with adapters the language model's matrices alone
+    **dict.fromkeys(("pretrain", "v1-pretrain", "next-pretrain"), STAGE_1), "hd": STAGE_2 | {"image_newline"},
+    **dict.fromkeys(("finetune", "lora", "qlora", "task", "task-lora", "few", "v1-finetune", "v1-scienceqa"), STAGE_2),
+    **dict.fromkeys(("next", "next-mistral", "next-34b"), STAGE_2 | {"vision_tower", "image_newline"}),
+}  # fmt: skip
+RATE = {"lora": 2e-4, "qlora": 2e-4, "task-lora": 2e-4, "pretrain": 1e-3, "next-pretrain": 1e-3, "v1-pretrain": 2e-3}
 
 
-@pytest.mark.parametrize("size", ["7b", "13b"])
-def test_both_stages_of_llava_1_5_together_are_met_within_a_tenth(size: str) -> None:
-    keys = [(recipe, f"llava-v1.5-{size}") for recipe in ("pretrain", "finetune")]
-    assert sum(map(hours_of, keys)) == pytest.approx(sum(TIMES[key].hours or 0 for key in keys), rel=0.1)
+@dataclass(frozen=True)
+class Kind:
+    """A recipe on one kind of parts: the tower's views, and which language model."""
+
+    recipe: str
+    views: int
+    language: str
+
+    def __str__(self) -> str:
+        return f"{self.recipe}-{self.views}-{self.language}"
 
 
-def test_one_utilisation_stands_amid_the_published_runs() -> None:
-    reached = [hours(run_as_published(*key), rate=8 * CARDS["A100-80"].peak) / (TIMES[key].hours or 1) for key in V15]
-    assert len(reached) == 4
-    assert 0.39 < min(reached) < UTILISATION < max(reached) < 0.5
+def kinds() -> dict[Kind, System]:
+    """Every recipe with every kind of parts that the systems it makes have; 7B and 13B are one."""
+    found: dict[Kind, System] = {}
+    for recipe in RECIPES.values():
+        for name in recipe.makes:
+            text = SYSTEMS[name].config.text
+            language = "mistral" if text["model_type"] == "mistral" else "yi" if text["eos_token_id"] == 7 else "vicuna"
+            language += "-v1" * (text["rms_norm_eps"] == 1e-6)
+            found.setdefault(Kind(recipe.name, SYSTEMS[name].config.vision["image_size"], language), SYSTEMS[name])
+    return found
 
 
-@pytest.mark.parametrize(
-    "key", [key for key in TIMES if key[1].startswith(("llava-v1-", "llava-v1.5")) and RECIPES[key[0]].data], ids=" ".join
-)
-def test_what_was_said_to_fit_fits(key: tuple[str, str]) -> None:
-    time = TIMES[key]
-    assert plan(run_as_published(*key), card(time.card), devices=time.devices).fits
+KINDS = kinds()
 
 
-# ---- lengths
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    made = Files(tmp_path_factory.mktemp("published"))
+    assert main(["data", "scienceqa", str(made.root / "ScienceQA"), str(made.root / "train.json")]) == 0
+    made.records["train.json"] = json.loads((made.root / "train.json").read_text())
+    return made
 
 
-def test_the_mixture_has_the_published_counts() -> None:
-    """Counts have one owner, the manifests; words are said of every part and of nothing else."""
-    assert sum(row.samples for row in mix()) == pytest.approx(665_298)
-    assert sum(row.samples for row in instruct()) == pytest.approx(157_712)
-    assert [row.name for row in mix() if not row.pictured] == ["sharegpt"]
-    (file,) = shipped("llava-1.5-665k").sources
-    assert {part.name for part in file.parts} == {*MIX, "llava-instruct"}
-    assert {part.name for part in shipped("llava-instruct-158k").sources[0].parts} == set(INSTRUCT)
+class Runs:
+    """Each run once, with what it goes on from."""
+
+    def __init__(self, files: Files, folder: Path) -> None:
+        self._files, self._folder, self._done = files, folder, dict[Kind, TrainConfig]()
+
+    def of(self, kind: Kind) -> TrainConfig:
+        """The settled config of a finished run."""
+        if kind not in self._done:
+            self._done[kind] = self._run(kind)
+        return self._done[kind]
+
+    def _run(self, kind: Kind) -> TrainConfig:
+        recipe, root = RECIPES[kind.recipe], self._files.root
+        data: Any = {
+            "task": root / "mine.json",
+            "task-lora": root / "mine.json",
+            "few": root / "mine.json",
+            "v1-scienceqa": root / "train.json",
+        }
+        begun: dict[str, Any] = {"start": self._saved(kind)} if kind.recipe in FROM else self._parts(kind)
+        config = replace(
+            recipe.config, data=Path(recipe.data) if recipe.data else data[kind.recipe], images=root, out=self._folder / str(kind),
+            preflight=False, device="cpu", **begun,
+        )  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:  # drawing takes longer than such a run
+            patch.setattr(loop, "plot", lambda folder: None)
+            patch.setattr(loop, "write_report", lambda folder: None)
+            loop.train(config)
+        return start.settled(config)
+
+    def _saved(self, kind: Kind) -> Path:
+        return self.of(replace(kind, recipe=FROM[kind.recipe])).out
+
+    def _parts(self, kind: Kind) -> dict[str, Any]:
+        system = next(system for other, system in KINDS.items() if other.language == kind.language)
+        see, speak = self._folder / f"tower-{kind.views}", self._folder / kind.language
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return {
+                "tower": see if see.exists() else tower(see, kind.views),
+                "decoder": speak if speak.exists() else decoder(speak, dict(system.config.text)),
+            }
 
 
-@settings(deadline=None)
-@given(count=st.integers(1, 64))
-def test_the_longest_of_more_is_longer(count: int) -> None:
-    assert longest(mix(), 1) == pytest.approx(mean(mix(), "text"))
-    assert longest(mix(), count) <= longest(mix(), count + 1) <= max(row.words.text for row in mix())
-    assert padding(mix(), 576, count) >= 1 - 1e-12
-    assert padding(mix(), 576, count) >= padding(mix(), 2880, count) - 1e-12
+@pytest.fixture(scope="module")
+def runs(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(files, tmp_path_factory.mktemp("runs"))
 
 
-# ---- recipes
+def begun(config: TrainConfig, resumed: Path | None) -> lora.Begun:
+    """As the run begins, or goes on from a checkpoint; nothing is placed."""
+    torch.manual_seed(config.seed)
+    dtype = start.forward_dtype(config, torch.device("cpu"))
+    return lora.begin(config, resumed, device=torch.device("cpu"), forward=dtype, save_model=lambda *a, **k: None)
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
-def test_every_recipe_can_be_planned_for_all_it_makes(recipe: Recipe) -> None:
-    """What is planned is what the trainer would do: the parts that learn, the batch, the epochs, and the numbers that learn, counted."""
-    for system in recipe.makes:
-        shape = SYSTEMS[system].config
-        data = replace(samples(recipe, recipe.config, shape), samples=1000)
-        run = planned(recipe.config, shape, data)
-        tower, lora = "tower" in run.learns, recipe.config.lora
-        assert (run.batch, run.epochs) == (recipe.config.batch_size * recipe.config.accumulation, recipe.config.epochs)
-        assert tower == bool(recipe.config.rates)
-        assert ("language_model" in run.learns) == (recipe.config.stage == "finetune" and lora is None)
-        assert run.learned == pytest.approx(replace(run, numbers=None, matrices=None).learned, abs=run.sizes.width)  # the row-end vector
-        assert run.rank == (lora.r if lora is not None else 0)
-        assert run.weights == ("4bit" if lora is not None and lora.bits == 4 else "bf16")
-        assert run.views == pytest.approx(run.image_tokens / run.config.view_tokens, rel=0.3)
-    assert {key[0] for key in TIMES} <= set(RECIPES)
+def test_nothing_is_left_out() -> None:
+    assert {kind.recipe for kind in KINDS} == set(RECIPES) == set(LEARNS)
+    assert set(FROM) == {name for name, recipe in RECIPES.items() if recipe.config.stage == "finetune"}
 
 
-def test_steps_end_a_run_and_samples_must_be_known() -> None:
-    recipe, shape = RECIPES["task"], SYSTEMS["llava-v1.5-7b"].config
-    unknown = samples(recipe, recipe.config, shape)
-    with pytest.raises(ConfigError, match="samples=N"):
-        planned(recipe.config, shape, unknown)
-    assert planned(replace(recipe.config, steps=7, epochs=3), shape, unknown).steps == 7
-    assert samples(RECIPES["finetune"], replace(RECIPES["finetune"].config, share=0.01), shape).samples == 6653
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_published_run(kind: Kind, runs: Runs, files: Files) -> None:
+    config, system = runs.of(kind), KINDS[kind]
+    checkpoint = of_run(config.out)
+    before, after = begun(config, None), begun(config, checkpoint)
+    check_what_changed(kind, before, after)
+    records = files.records[name_of(config, kind)]
+    check_steps(config, kind, len(records))
+    check_masks(config, after.processor, records)
+    check_model(kind, system, after)
+    assistant = Assistant.load(checkpoint, base=config.start if config.lora else None, device="cpu")
+    picture = next(sample for sample in start.samples(config, print) if sample.conversation.images).conversation.images[0]
+    words = "".join(assistant.reply(Conversation.ask("What is this?", picture), Sampling(max_new_tokens=3)))
+    assert isinstance(words, str)
 
 
-def test_what_rows_of_rates_hold_back_is_not_counted() -> None:
-    recipe, shape = RECIPES["finetune"], SYSTEMS["llava-v1.5-7b"].config
-    data = samples(recipe, recipe.config, shape)
-    whole = planned(recipe.config, shape, data)
-    frozen = replace(recipe.config, rates=((r"language_model\.model\.layers\.(?!31).*", None),))
-    last = planned(frozen, shape, data)
-    layers = whole.sizes.packable * 31 // 32
-    assert whole.learned - last.learned == pytest.approx(layers, rel=1e-3)
-    held, all_held = memory(last, rows=1), memory(whole, rows=1)
-    assert all_held.weights - held.weights == 2 * (whole.learned - last.learned)
-    assert (held.gradients, held.moments) == (4 * last.learned, 8 * last.learned)
-    few = replace(RECIPES["lora"].config, lora=Lora(r=8, targets=r"language_model\..*q_proj"))
-    assert planned(few, shape, data).adapters == 32 * 8 * 2 * 4096
+def name_of(config: TrainConfig, kind: Kind) -> str:
+    """The file that the run read."""
+    assert config.data is not None
+    return str(shipped(str(config.data)).sources[0].file) if RECIPES[kind.recipe].data else config.data.name
 
 
-# ---- plans
+def check_what_changed(kind: Kind, before: lora.Begun, after: lora.Begun) -> None:
+    """Of the weights that are ever computed with, exactly those of the declared parts; with adapters, matrices stand for their layers."""
+    then, now = (dict(one.model.named_parameters()) for one in (before, after))
+    adapted = any("lora_" in name for name in then)
+    unread = set(before.model.vision_tower.never_run())
+    declared = {
+        name
+        for name in then
+        if name.split(".")[0] in LEARNS[kind.recipe] and name not in unread
+        and (not adapted or not name.startswith("language_model") or ".lora_" in name)
+    }  # fmt: skip
+    changed = {name for name in then if not same(then[name], now[name])}
+    assert changed == declared
+    assert then.keys() == now.keys()
 
 
-def test_the_batch_is_reached_on_any_number_of_devices() -> None:
-    for devices in (1, 2, 8, 64, 512):
-        made = plan(run_as_published("lora", "llava-v1.5-7b"), card("A100-80"), devices=devices)
-        assert made.fits
-        assert made.rows * made.devices * made.accumulation >= made.run.batch
-        assert made.rows * made.devices * (made.accumulation - 1) < made.run.batch
+def same(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit; a learned weight is kept in more bits than it came with."""
+    return torch.equal(one.float(), other.float()) if one.is_floating_point() else torch.equal(one, other)
 
 
-def test_what_does_not_fit_gets_a_remedy_that_does() -> None:
-    made = plan(run_as_published("finetune", "llava-v1.5-7b"), card("RTX4090"), devices=1)
-    assert not made.fits
-    found = list(remedies(made, card("RTX4090")))
-    assert found
-    assert all(other.fits for _, other in found)
-    assert any("lora.r=128" in words for words, _ in found)
+def check_steps(config: TrainConfig, kind: Kind, samples: int) -> None:
+    """Each sample once an epoch, in the papers' batches; the rate climbs to the published one."""
+    lines = read_metrics(config.out)
+    batch = config.batch_size * config.accumulation
+    assert len(lines) == config.epochs * math.ceil(samples / batch) > 1
+    assert sum(line["samples"] for line in lines) == config.epochs * samples
+    assert max(line["samples"] for line in lines) == batch
+    peak = RATE.get(kind.recipe, 1e-5 if kind.recipe.startswith("next") else 2e-5)
+    assert max(line["lr"] for line in lines) == pytest.approx(peak, rel=0.02)
+    assert all(line["loss"] is not None and line["grad_norm"] > 0 for line in lines)
 
 
-def test_rows_and_cost() -> None:
-    small, large = (plan(run_as_published("pretrain", "llava-v1.5-13b"), card(name), devices=4) for name in ("A100-40", "A100-80"))
-    assert small.rows < large.rows
-    assert small.hours == large.hours
-    assert large.cost(2.0) == pytest.approx(8 * large.hours)
+def check_masks(config: TrainConfig, processor: Processor, records: list[dict[str, Any]]) -> None:
+    """The run's batches, made again: as many learned tokens in each step, and in each sample the replies of its record and their ends."""
+    end, space = processor.template.reply_end + processor.template.end, processor.template.reply_space
+    told: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        replies = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
+        told[str(record["id"])].append("".join(space + reply + end for reply in replies))
+    source = start.samples(config, print)
+    loader = Loader(
+        source, processor, batch_size=config.batch_size, accumulation=config.accumulation, seed=config.seed, pack=config.pack,
+        placement=config.placement, lengths=source.lengths(),
+    )  # fmt: skip
+    seen = cut = 0
+    for line, window in zip(read_metrics(config.out)[: loader.steps_per_epoch], loader, strict=False):
+        assert window.learned == line["learned"]
+        cut += window.cut
+        for batch, ids in zip(window.batches, window.ids, strict=True):
+            segments = zip(*(row[0].split(batch.segments) for row in (batch.input_ids, batch.labels)), strict=True)
+            for name, (tokens, labels) in zip(ids, segments, strict=bool(ids)):  # a batch without samples holds a single token
+                learned = labels != IGNORED
+                assert torch.equal(tokens[learned], labels[learned])
+                words = squeezed(processor.decode(labels[learned], special=True))
+                whole = [squeezed(reply) for reply in told[name]]
+                assert any(reply == words or (len(tokens) == config.max_length and reply.startswith(words)) for reply in whole), name
+                seen += 1
+    assert seen == len(records)
+    assert cut == sum(len(reply) > 10_000 for replies in told.values() for reply in replies)
 
 
-def test_unknown_names_are_told_the_known_ones() -> None:
-    for ask in (lambda: card("nothing"), lambda: command("nothing")):
-        with pytest.raises(ConfigError) as caught:
-            ask()
-        assert "use one of" in caught.value.remedy
+def squeezed(text: str) -> str:
+    """Without blanks: tokenizers put some of their own."""
+    return "".join(text.split())
 
 
-# ---- the command
-
-
-def test_the_command_speaks_the_trainers_words(capsys: pytest.CaptureFixture[str]) -> None:
-    """Options of llava train and of the samples; remedies and the batch are given as such options, which the trainer takes."""
-    assert main(["plan", "finetune", "--model", "llava-v1.5-13b", "--price", "2", "samples=1000", "gradient_checkpointing=true"]) == 0
-    said = capsys.readouterr().out
-    assert "finetune of llava-v1.5-13b on 8 x A100-80" in said
-    assert "published         20 h on 8 x A100-80" in said
-    options_line = next(line for line in said.splitlines() if "as options:" in line)
-    given = parse(RECIPES["finetune"].config, options_line.partition(":")[2].split())
-    assert (given.batch_size * given.accumulation, given.shard) == (128, "full")
-    assert main(["plan", "task", "samples=500", "--gpu", "RTX4090", "--devices", "1", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert (record["fits"], record["run"]["samples"], record["model"]) == (False, 500, "llava-v1.5-7b")
-    assert record["remedies"]
-    for words in record["remedies"]:
-        parse(RECIPES["task"].config, [word for word in words.split() if "=" in word])
-    assert main(["plan", "finetune", "--model", "tiny", "samples=100", "--devices", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["run"]["numbers"] < 10**8
-    assert main(["plan"]) == 0
-    listed = capsys.readouterr().out
-    assert all(re.search(rf"^{name} ", listed, re.MULTILINE) for name in RECIPES)
-
-
-def test_an_option_that_is_none_is_told_the_nearest() -> None:
-    assert main(["plan", "finetune", "gradient_checkpoint=true"]) == 2
+def check_model(kind: Kind, system: System, after: lora.Begun) -> None:
+    """What was saved is the published system but for its size: projector, tiles, prompt, language model."""
+    made, published, config = after.model.config, system.config, RECIPES[kind.recipe].config
+    side = SIDES[kind.views]
+    assert (made.image_size, made.projector, made.text["model_type"]) == (side, published.projector, published.text["model_type"])
+    if config.stage == "pretrain":
+        assert (after.processor.template.name, after.processor.preprocess.aspect) == ("plain", "square")
+        assert not made.canvases
+        return
+    assert made.canvases == after.processor.tiling.canvases == (tiles_of(shapes(config.tiles), side) if published.canvases else ())
+    assert len(made.canvases) == len(published.canvases)
+    assert made.merge == published.merge
+    assert (after.processor.template.name, after.processor.preprocess.aspect) == (system.template, system.aspect)

@@ -168,6 +168,8 @@ def begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callable
         + (f" on {ranks.world} ranks" if ranks.world > 1 else "")
         + (f"; resumed at step {run.step}" if resumed else "")
     )
+    if remark := start.few_steps(config, len(samples), steps):
+        say(remark)
     return run
 
 

@@ -166,8 +166,9 @@ def inspect(config: TrainConfig, *, say: Say, save_model: SaveModel = store.save
     where = start.device(config, ranks.local)
     rate = calibrate(run, tried.seconds * run.tokens * run.batch / tried.tokens, peak=1.0)
     saves = math.ceil(tried.left / config.save_every)
+    remarks = [*source.report.lines(), *filter(None, [start.few_steps(config, max(1, len(source) - config.holdout), tried.total)])]
     return Report(
-        records=source.report.records, remarks=tuple(source.report.lines()), pictures=pictures, unreadable=unreadable, masks=masks,
+        records=source.report.records, remarks=tuple(remarks), pictures=pictures, unreadable=unreadable, masks=masks,
         lengths=seen, rehearsal=tried, run=run, saves=saves, devices=ranks.world, predicted=predicted,
         room=torch.cuda.mem_get_info(where)[1] if where.type == "cuda" else None, rate=rate,
         hours=hours(run, rate=rate) * tried.left / tried.total + saves * tried.save / 3600, price=price,
