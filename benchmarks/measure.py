@@ -5,10 +5,14 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Run = Callable[[int], float]  # number of the round -> seconds, measured inside so that preparation is not counted
 
@@ -82,3 +86,30 @@ def best(run: Callable[[], object], repeats: int = 7) -> float:
         run()
         spent.append(time.perf_counter() - start)
     return min(spent)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that live at a time in torch's tensors, of those made inside, and the seconds do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._seen.update(_storages((args, kwargs)))
+        result = function(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            if storage not in self._seen:
+                self._seen.add(storage)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor) and not value.is_meta]

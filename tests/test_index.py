@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -138,15 +140,19 @@ def test_it_goes_to_the_cache_where_the_folder_cannot_be_written(path: Path, els
 
 
 @pytest.mark.usefixtures("large")
-def test_what_fails_leaves_no_draft_and_what_was_killed_is_written_over(path: Path) -> None:
+def test_what_fails_leaves_no_draft_and_what_was_killed_is_removed(path: Path) -> None:
+    """But not what another process, perhaps on another machine, may still be writing."""
     path.write_text('[{"id": 1,}]')
     with pytest.raises(DataError):
         read_llava(path)
     assert os.listdir(path.parent) == ["data.json"]
-    (path.parent / ".data.json.llavakit-index.tmp").write_bytes(b"half of another one" * 1000)
+    dead, alive = (path.parent / f".data.json.llavakit-index.{name}.tmp" for name in ("dead", "alive"))
+    for draft in (dead, alive, path.parent / ".data.json.llavakit-index.lock"):
+        draft.write_bytes(b"half of another one" * 1000)
+    os.utime(dead, (1, 1))
     write(path, [record(0)])
     assert len(read_llava(path)) == 1
-    assert sorted(os.listdir(path.parent)) == ["data.json", "data.json.llavakit-index"]
+    assert sorted(os.listdir(path.parent)) == [alive.name, "data.json", "data.json.llavakit-index"]
 
 
 @pytest.mark.usefixtures("large")
@@ -156,18 +162,30 @@ def test_a_file_that_changes_while_it_is_read(path: Path) -> None:
     assert caught.value.code == "file_changed"
 
 
-def _open(path: Path, made: Any) -> None:
+def _open(path: Path, made: Any, locks: str, together: Any) -> None:
     index.SMALL = -1
+    if locks == "none":
+        fcntl.flock = _no_locks
+    elif locks == "false":  # granted to all: as between machines where locks hold on one only
+        fcntl.flock = lambda file, kind: None
+    together.wait()
     made.put([sample.id for sample in read_llava(path)])
 
 
-def test_many_processes_may_open_it_at_once(path: Path) -> None:
+def _no_locks(file: Any, kind: int) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("locks", ["true", "false", "none"])
+def test_many_processes_may_open_it_at_once(path: Path, locks: str) -> None:
+    """With locks the work is done once; where they fail, or hold on one machine only, each process has a draft of its own."""
+    write(path, [record(i) for i in range(3000)])
     context = multiprocessing.get_context("fork")
-    made = context.Queue()
-    processes = [context.Process(target=_open, args=(path, made)) for _ in range(6)]
+    made, together = context.Queue(), context.Barrier(6)
+    processes = [context.Process(target=_open, args=(path, made, locks, together)) for _ in range(6)]
     for process in processes:
         process.start()
-    assert all(made.get(timeout=60) == [f"s{i}" for i in range(6)] for _ in processes)
+    assert all(made.get(timeout=60) == [f"s{i}" for i in range(3000)] for _ in processes)
     for process in processes:
         process.join()
     assert sorted(os.listdir(path.parent)) == ["data.json", "data.json.llavakit-index"]

@@ -128,7 +128,7 @@ class TrainConfig:
     allow_outside: bool = False
     "Let image names leave the images folder (absolute or ../)."
     preflight: bool = True
-    "Before the first step of a new run: open every picture's header, show what is learned, rehearse save and resume, predict the hours."
+    "Before the first step, and before going on: open every picture's header, show what is learned, rehearse save and resume, predict."
     out: Path = Path("runs/out")
     "The run folder: config.yaml, metrics.jsonl, loss.png and the checkpoints step-N."
     holdout: int = 0

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_ranks import finished, torchrun
 from weights import weights
 
 from llavakit.checkpoint import store
 from llavakit.cli import main
-from llavakit.config import TrainConfig
+from llavakit.config import Lora, TrainConfig
 from llavakit.data.sources import read_llava
 from llavakit.errors import DataError, LlavaError, TrainingError
 from llavakit.model.llava import Llava
 from llavakit.processor import IGNORED, Processor
-from llavakit.train import preflight
+from llavakit.train import lora, preflight, rehearsal, state
 from llavakit.train.loop import train
-from llavakit.train.plan import memory
+from llavakit.train.plan import GIB, flops, memory
 
 
-def silent(text: object) -> None:
+def silent(text: str) -> None:
     """No one listens."""
+
+
+def inspected(config: TrainConfig, **options: Any) -> preflight.Report:
+    report = preflight.inspect(config, say=silent, **options)
+    assert report is not None
+    return report
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the test of it takes more steps than must be."""
-    monkeypatch.setattr(preflight, "PATIENCE", 0)
+    monkeypatch.setattr(rehearsal, "PATIENCE", 0)
 
 
 @pytest.fixture
@@ -47,7 +57,7 @@ def pictures(finetune: TrainConfig, tmp_path: Path) -> TrainConfig:
 
 
 def test_lengths_are_those_of_the_samples(finetune: TrainConfig, tiny_model_dir: Path) -> None:
-    report = preflight.inspect(finetune, say=silent)
+    report = inspected(finetune)
     assert finetune.data is not None
     processor = Processor.load(tiny_model_dir)
     inputs = [processor.encode(sample.conversation, learn=True) for sample in read_llava(finetune.data)]
@@ -62,7 +72,7 @@ def test_lengths_are_those_of_the_samples(finetune: TrainConfig, tiny_model_dir:
 
 
 def test_the_masks_show_whole_samples_and_what_is_learned(finetune: TrainConfig) -> None:
-    report = preflight.inspect(finetune, say=silent)
+    report = inspected(finetune)
     assert [mask.id for mask in report.masks] == ["c0", "c1", "c2"]
     for mask, colour in zip(report.masks, ("red", "green", "blue"), strict=True):
         learned = "".join(piece for run in mask.runs if run.kind == "learned" for piece in run.pieces)
@@ -71,25 +81,93 @@ def test_the_masks_show_whole_samples_and_what_is_learned(finetune: TrainConfig)
         assert sum(len(run.pieces) for run in mask.runs if run.kind == "image") == 16
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_the_report_knows_the_run(stage: str, request: pytest.FixtureRequest) -> None:
-    config: TrainConfig = replace(request.getfixturevalue(stage), steps=None, epochs=2)
-    report = preflight.inspect(config, say=silent)
-    assert report.run.learns == (("projector",) if stage == "pretrain" else ("projector", "language_model"))
-    assert report.steps == report.run.steps == 2 * -(-report.lengths.looked // 4)
-    assert report.predicted == memory(report.run, rows=2, bf16=False).total
-    assert report.rehearsal.checkpoint > 8 * report.run.learned
+ADAPTERS = Lora(r=4, alpha=8, dropout=0.0)
+KINDS = {
+    "pretrain": {"stage": "pretrain", "template": "plain"},
+    "finetune": {},
+    "lora": {"lora": ADAPTERS},
+    "queries": {"lora": replace(ADAPTERS, targets=r"language_model\..*q_proj")},
+    "4 bits": {"lora": replace(ADAPTERS, bits=4)},
+    "last layer": {"rates": ((r"language_model\.(?!.*layers\.1\.).*", None),)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_report_knows_the_run(kind: str, finetune: TrainConfig, captions: Path) -> None:
+    """What learns is counted on the model that was made ready: rank, targets and rows of rates all tell."""
+    config = replace(finetune, steps=None, epochs=2, **KINDS[kind])
+    config = replace(config, data=captions) if kind == "pretrain" else config
+    report = inspected(config)
+    assert ("language_model" in report.run.learns) == (kind in ("finetune", "last layer"))
+    assert report.run.steps == report.rehearsal.total == report.rehearsal.left == 2 * -(-report.lengths.looked // 4)
+    outcome = train(config)
+    stored = load_file(outcome.checkpoint / "trainer" / "state.safetensors")
+    moments = sum(value.nbytes for name, value in stored.items() if name.startswith("optimizer/exp_avg"))
+    found = memory(report.run, rows=2, bf16=False, mask=4)
+    assert (report.predicted, found.moments) == (found.total, moments)
+    assert report.run.learned == moments // 8
+    if config.lora is not None:
+        wide, held = 4 if kind == "queries" else 28, load_file(outcome.checkpoint / "adapter_model.safetensors")
+        assert sum("lora_" in name for name in held) == wide
+        assert report.run.adapters == sum(value.numel() for name, value in held.items() if "lora_" in name)
+    assert report.run.weights == ("4bit" if kind == "4 bits" else "fp32")
     assert report.hours > 0
-    assert any("GiB" in line for line in report.lines())
 
 
-def test_hours_follow_the_measured_steps(finetune: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "PATIENCE", 1000)
-    monkeypatch.setattr(preflight, "MOST", 3)
-    report = preflight.inspect(replace(finetune, steps=400), say=silent)
-    assert report.rehearsal.steps == preflight.STEPS + 3
+def test_hours_and_cost_follow_the_measured_steps(finetune: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "PATIENCE", 1000)
+    monkeypatch.setattr(rehearsal, "MOST", 3)
+    report = inspected(replace(finetune, steps=400, save_every=150), price=2.5)
+    tried = report.rehearsal
+    assert (tried.steps, report.saves) == (rehearsal.STEPS + 3, 3)
     mean = report.lengths.tokens * report.run.batch
-    assert report.hours * 3600 == pytest.approx(400 * report.rehearsal.seconds * mean / report.rehearsal.tokens)
+    steps = 400 * tried.seconds * mean / tried.tokens
+    assert report.hours * 3600 == pytest.approx(steps + 3 * tried.save)
+    assert report.rate == pytest.approx(400 * report.run.batch * flops(report.run).total / steps)
+    assert report.cost == pytest.approx(2.5 * report.hours)
+    block = report.prediction()
+    assert [line.split()[0] for line in block] == ["prediction", "memory", "time", "cost"]
+    assert f"{report.predicted / GIB:.2f} GiB" in block[1]
+    assert f"{report.cost:.2f} at 2.5" in block[3]
+    assert "with --price" in replace(report, price=None).prediction()[3]
+
+
+# ---- it reads the model once, and what it wrote
+
+
+@pytest.mark.parametrize("kind", ["finetune", "lora"])
+def test_the_model_is_loaded_once_and_the_checkpoint_read_back(kind: str, finetune: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    load, adapter, trainer = store.load, lora.read, state.read_trainer
+    monkeypatch.setattr(store, "load", lambda folder, **how: (read.append(f"model {folder.name}"), load(folder, **how))[1])
+    monkeypatch.setattr(lora, "read", lambda model, folder: (read.append(f"adapter {folder.name}"), adapter(model, folder))[1])
+    monkeypatch.setattr(state, "read_trainer", lambda folder: (read.append(f"trainer {folder.name}"), trainer(folder))[1])
+    inspected(replace(finetune, **KINDS[kind]))
+    back = ["trainer step-3", *(["model tiny", "adapter step-3"] if kind == "lora" else ["model step-3"])]
+    assert read == ["model tiny", *back]
+
+
+# ---- a run that goes on
+
+
+def test_a_run_that_goes_on_is_inspected_from_where_it_stands(finetune: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(finetune, steps=6, save_every=1, holdout=2)
+    stopped = train(config, on_step=lambda report: os.kill(os.getpid(), signal.SIGTERM) if report.step == 2 else None)
+    before = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
+    report = inspected(config)
+    assert (report.rehearsal.begins, report.rehearsal.left, report.rehearsal.steps, report.saves) == (2, 4, 4, 4)
+    assert "rehearsal   4 steps from step 2," in "\n".join(report.lines())
+    assert {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()} == before
+    with pytest.raises(TrainingError, match="seed changed"):
+        preflight.inspect(replace(config, seed=5), say=silent)
+    (stopped.checkpoint / "trainer" / "state.safetensors").unlink()
+    assert inspected(config).rehearsal.begins == 1, "a damaged checkpoint is passed over, as the run will"
+    assert train(config).step == 6
+    assert preflight.inspect(config, say=silent) is None
+    command = [word for word in words(config) if not word.startswith(("batch", "accum", "steps"))]
+    options = ["batch_size=2", "accumulation=2", "steps=6", "holdout=2", "lr=1e-3", "max_length=512", "device=cpu"]
+    assert main([*command, *options, "--dry-run"]) == 0
+    assert "no step is left" in capsys.readouterr().out
 
 
 # ---- it changes nothing
@@ -97,18 +175,12 @@ def test_hours_follow_the_measured_steps(finetune: TrainConfig, monkeypatch: pyt
 
 def test_a_run_after_a_preflight_is_the_run_without(finetune: TrainConfig) -> None:
     alone = train(replace(finetune, out=finetune.out.with_name("alone")))
-    preflight.inspect(finetune, say=silent)
+    inspected(finetune)
     assert list(finetune.out.iterdir()) == []
     after = train(finetune)
     first, second = weights(alone.checkpoint), weights(after.checkpoint)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_only_a_new_run_is_inspected(finetune: TrainConfig) -> None:
-    assert not preflight.begun(finetune)
-    train(replace(finetune, steps=1))
-    assert preflight.begun(finetune)
 
 
 # ---- it finds what would fail
@@ -123,7 +195,7 @@ def test_pictures_whose_header_cannot_be_read_are_named(pictures: TrainConfig) -
     assert caught.value.code == "bad_images"
     assert "2 of 10" in caught.value.what
     assert "(id c3)" in caught.value.what
-    report = preflight.inspect(replace(pictures, on_bad_sample="skip"), say=silent)
+    report = inspected(replace(pictures, on_bad_sample="skip"))
     assert len(report.unreadable) == 2
     assert report.lengths.replaced >= 2
 
@@ -175,10 +247,10 @@ def words(config: TrainConfig) -> list[str]:
 
 
 def test_a_dry_run_reports_and_leaves_nothing(finetune: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*words(finetune), "--dry-run"]) == 0
+    assert main([*words(finetune), "--dry-run", "--price", "2"]) == 0
     shown = capsys.readouterr().out
     assert "[[" in shown
-    for word in ("pictures", "samples", "rehearsal", "memory", "time"):
+    for word in ("pictures", "samples", "rehearsal", "prediction", "    memory", "    time", "    cost"):
         assert re.search(rf"^{word} ", shown, re.MULTILINE)
     assert list(finetune.out.iterdir()) == []
 
@@ -196,4 +268,5 @@ def test_two_ranks_inspect_together_and_one_speaks(finetune: TrainConfig) -> Non
     said = finished(torchrun(replace(finetune, preflight=True, steps=2)))
     assert said.count("rehearsal ") == 1
     assert (finetune.out / "step-2").is_dir()
-    assert not (finetune.out / preflight.FOLDER).exists()
+    assert not (finetune.out / rehearsal.FOLDER).exists()
+    assert "2 devices" in said

@@ -43,7 +43,7 @@ def info(
     options.quiet()
     from llavakit.model import sizes
 
-    name, config, template = _config(model, revision, allow_pickle, base, tower)
+    name, config, template = shape_of(model, revision, allow_pickle, base, tower)
     shown = _size(image, size)
     made = sizes.empty(config)
     found = sizes.sizes(made)
@@ -79,8 +79,8 @@ def info(
             print(f"{'  ' * depth}{line}  {count:,}")
 
 
-def _config(
-    model: str | None, revision: str | None, allow_pickle: bool, base: Path | None, tower: Path | None
+def shape_of(
+    model: str | None, revision: str | None = None, allow_pickle: bool = False, base: Path | None = None, tower: Path | None = None
 ) -> tuple[str, ModelConfig, str]:
     """Name, shape and prompt format. A published system's name counts where there is no such folder."""
     from llavakit.checkpoint import places, store

@@ -1,4 +1,4 @@
-"""What ``llava train`` says before the first step of a new run, and all that it says with ``--dry-run``."""
+"""What ``llava train`` says before the first step of a run or before it goes on, and all that it says with ``--dry-run``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from llavakit.config import TrainConfig
 
 
-def before(config: TrainConfig, *, only: bool) -> bool:
-    """Inspect a new run, or any run with ``only``, and print what was found; ``only`` again, so that the caller knows to stop."""
+def before(config: TrainConfig, *, only: bool, price: float | None = None) -> bool:
+    """Inspect a run and print what was found; ``only`` again, so that the caller knows to stop."""
     from llavakit.train import preflight
 
     console = terminal.out() if only else terminal.err()
-    if only or (config.preflight and not preflight.begun(config)):
+    if only or config.preflight:
         first = preflight.first_rank()
-        report = preflight.inspect(config, say=terminal.err().print if first else lambda text: None)
+        report = preflight.inspect(config, say=terminal.err().print if first else lambda text: None, price=price)
         if not first:
+            return only
+        if report is None:
+            console.print(f"{config.out} holds the complete run: no step is left")
             return only
         colors = terminal.has_color(console)
         for mask in report.masks:

@@ -30,7 +30,8 @@ RECIPE_EXAMPLES = """Examples:
 
 Words = Annotated[list[str] | None, Argument(metavar="KEY=VALUE", show_default=False, help="Options; --options lists them.")]
 File = Annotated[Path | None, Option("--config", "-c", metavar="FILE", help="A YAML file of options, for example a run's config.yaml.")]
-DryRun = Annotated[bool, Option("--dry-run", help="Check the data, rehearse save and resume, predict memory and hours, and leave.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check the data, rehearse save and resume, predict memory, hours and cost, and leave.")]
+Price = Annotated[float | None, Option("--price", help="Of one device for an hour: the cost is predicted too.")]
 ListOptions = Annotated[bool, Option("--options", help="List the options, what they take and what they are, and leave.")]
 
 app = Typer(help="Train a model by one of the papers' recipes.", no_args_is_help=True, rich_markup_mode="rich", epilog=EXAMPLES)
@@ -39,8 +40,10 @@ app = Typer(help="Train a model by one of the papers' recipes.", no_args_is_help
 def _command(recipe: Recipe) -> Callable[..., None]:
     """The command of one recipe."""
 
-    def run(words: Words = None, config: File = None, dry_run: DryRun = False, list_options: ListOptions = False) -> None:
-        _train(recipe.config, words, config, dry_run, list_options)
+    def run(
+        words: Words = None, config: File = None, dry_run: DryRun = False, price: Price = None, list_options: ListOptions = False
+    ) -> None:
+        _train(recipe.config, words, config, dry_run, price, list_options)
 
     return run
 
@@ -58,7 +61,7 @@ def report(run: Annotated[Path, Argument(metavar="RUN", help="The folder of a ru
     print(write_report(run))
 
 
-def _train(base: TrainConfig, words: list[str] | None, file: Path | None, dry_run: bool, list_options: bool) -> None:
+def _train(base: TrainConfig, words: list[str] | None, file: Path | None, dry_run: bool, price: float | None, list_options: bool) -> None:
     from llavakit.config import parse
 
     config = parse(base, words or (), file=file)
@@ -71,7 +74,7 @@ def _train(base: TrainConfig, words: list[str] | None, file: Path | None, dry_ru
     from llavakit.train.ranks import joined
 
     with joined(start.device(config).type, config.timeout):  # once for rehearsal and run: torchrun's store keeps a first group's addresses
-        if preflight.before(config, only=dry_run):
+        if preflight.before(config, only=dry_run, price=price):
             return
         outcome = train(config)
     print(outcome.checkpoint)

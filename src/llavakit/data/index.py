@@ -14,10 +14,12 @@ in memory. Whether named pictures exist is not part of it: that is a property of
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import mmap
 import os
+import time
 import weakref
 from array import array
 from collections import Counter
@@ -26,6 +28,7 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +41,7 @@ from llavakit.types import Conversation, Image, Message, Text
 
 VERSION = 1  # of the layout and of the rules: an index made under other rules is made anew
 SMALL = 8 << 20  # bytes of a file that is indexed in memory, every time
+DEAD = 3600.0  # seconds without a byte, after which a draft's writer is taken for killed
 _MAGIC = b"llavaix\n"
 _SUFFIX = ".llavakit-index"
 
@@ -154,37 +158,56 @@ def _made(path: Path, places: tuple[Path, ...], key: Key, progress: Progress | N
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with _only_one(place.with_name(f".{place.name}.tmp")) as file:
+            with _alone(place):
                 if (made := _opened(place, key)) is not None:  # by another process, while this one waited
-                    os.unlink(file.name)
                     return made
-                _build(path, file, key, progress)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, place)
-            return Index(place, key)
+                with _draft(place) as file:
+                    _build(path, file, key, progress)
+                return Index(place, key)
         except OSError as error:  # reading fails as DataError: this is about writing
             failed = f"{place}: {error.strerror or error}"
     raise DataError(f"no place for its index ({failed})", code="cannot_write", where=str(path), remedy="set XDG_CACHE_HOME to a folder")
 
 
 @contextmanager
-def _only_one(draft: Path) -> Iterator[BinaryIO]:
-    """A file to write, empty, that no other process writes meanwhile; what a killed one left is written over. Gone if left behind."""
+def _alone(place: Path) -> Iterator[None]:
+    """Keep other processes waiting, so that the work is done once.
+
+    Nothing but time depends on it: on a file system without locks (ENOLCK, ENOSYS), or whose locks hold on one machine only, each
+    process makes its own draft, and the last one's is taken.
+    """
+    path = place.with_name(f".{place.name}.lock")
     while True:
-        file = draft.open("a+b")
-        with suppress(ImportError, OSError):  # no locks on this system: both write the same, the last one's is taken
+        file = path.open("ab")
+        with suppress(ImportError, OSError):
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
-            if os.stat(draft).st_ino == os.fstat(file.fileno()).st_ino:
+            if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
                 break
-        file.close()  # the one before has put it in place under its true name
+        file.close()  # who held it has finished and removed it
     with file:
         try:
-            file.truncate(0)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _draft(place: Path) -> Iterator[BinaryIO]:
+    """A file that no other process writes, put in place whole, or gone. What a killed process left is removed when it is old."""
+    for old in place.parent.glob(f".{glob.escape(place.name)}.*tmp"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > DEAD:
+                old.unlink()
+    draft = place.with_name(f".{place.name}.{uuid4().hex}.tmp")
+    with draft.open("xb") as file:
+        try:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(draft, place)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise

@@ -16,11 +16,12 @@ TERA = 1e12
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """``peak`` in FLOP/s, ``memory`` in GiB."""
+    """``peak`` in FLOP/s, ``memory`` in GiB, ``mask`` the bytes of dropout for each number."""
 
     memory: float
     peak: float
     bf16: bool = True
+    mask: int = 1
 
 
 CARDS: Mapping[str, Card] = {

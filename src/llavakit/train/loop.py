@@ -2,7 +2,7 @@
 
     window -> batches -> loss sums / learned tokens of the whole window -> gradients -> finite? -> AdamW -> metrics -> checkpoint?
 
-Exactly one thing changes the weights (``_update``), exactly one writes a checkpoint (``_save``). A run and its resumption give the
+Exactly one thing changes the weights (``_update``), exactly one writes a checkpoint (``save_now``). A run and its resumption give the
 same bits, because everything a step depends on is in ``state.Position``, the optimizer's tensors and the random states.
 """
 
@@ -66,7 +66,7 @@ class Outcome(os.PathLike[str]):
 
 
 @dataclass(kw_only=True)
-class _Run:
+class Running:
     """Everything a step needs; the counters are what a checkpoint records of them."""
 
     config: TrainConfig
@@ -84,6 +84,7 @@ class _Run:
     shown: Progress
     save_model: SaveModel
     keeper: Keeper
+    whole: saving.Whole
     step: int = 0
     non_finite: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -102,12 +103,12 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
             going_on.make_folder(config.out)
         shown = progress(1, every=config.log_every) if ranks.main else Mute()
         resumed = ranks.of_main(going_on.resume_point(config, shown.say) if ranks.main else None)
-        run = _begin(config, ranks, resumed, shown.say, save_model)
+        run = begin(config, ranks, resumed, shown.say, save_model)
         logs = _logs(run) if ranks.main else None
         with run.shown, watched(ranks, config.out, config.timeout) as alive:
-            _steps(run, signals, logs, on_step, alive)
+            take_steps(run, signals, logs, on_step, alive)
         if run.saved is None or state.step_of(run.saved) != run.step:
-            _save(run, must=True)
+            save_now(run, must=True)
         assert run.saved is not None
         if signals.received is not None and run.step < run.steps:
             name = signal.Signals(signals.received).name
@@ -123,7 +124,7 @@ def train(config: TrainConfig, *, on_step: Callable[[StepReport], None] | None =
         return Outcome(checkpoint=run.saved, step=run.step)
 
 
-def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callable[[str], None], save_model: SaveModel) -> _Run:
+def begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callable[[str], None], save_model: SaveModel) -> Running:
     """Read and check the data, build or load the model, freeze, make the optimizer and the loader; restore all when resuming."""
     source = start.samples(config, say)
     for line in source.report.lines():
@@ -156,11 +157,11 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     )  # fmt: skip
     loader = start.loader(config, samples, processor, ranks, store)
     steps = config.steps if config.steps is not None else config.epochs * loader.steps_per_epoch
-    run = _Run(
+    run = Running(
         config=config, ranks=ranks, model=model, forward=forward, processor=processor, optimizer=optimizer, loader=loader, source=source,
         watch=Watch.of(groups(held), config.panel),
         device=device, dtype=dtype, steps=steps, shown=progress(steps, every=config.log_every) if ranks.main else Mute(),
-        save_model=begun.save_model, keeper=Keeper(store=store, tower=model.vision_tower, say=say),
+        save_model=begun.save_model, whole=begun.whole, keeper=Keeper(store=store, tower=model.vision_tower, say=say),
     )  # fmt: skip
     if position is not None and optimizer_state is not None and random is not None:
         _restore(run, resumed, position, optimizer_state, random)
@@ -178,7 +179,7 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
     return run
 
 
-def _restore(run: _Run, folder: Path | None, position: state.Position, optimizer: dict[str, Any], random: dict[str, Any]) -> None:
+def _restore(run: Running, folder: Path | None, position: state.Position, optimizer: dict[str, Any], random: dict[str, Any]) -> None:
     assert folder is not None
     saving.restore(folder, run.optimizer, optimizer)
     run.loader.restore(position.loader)
@@ -187,8 +188,8 @@ def _restore(run: _Run, folder: Path | None, position: state.Position, optimizer
     saving.restore_random(random, ranks=run.ranks, seed=run.config.seed + position.step, device=run.device)
 
 
-def _steps(
-    run: _Run,
+def take_steps(
+    run: Running,
     signals: Signals,
     logs: Logs | None,
     on_step: Callable[[StepReport], None] | None,
@@ -227,7 +228,7 @@ def _steps(
         if run.step >= run.steps:
             return
         if run.step % run.config.save_every == 0:
-            _save(run, must=False)
+            save_now(run, must=False)
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ class Logs:
     tracked: Tracked
 
 
-def _logs(run: _Run) -> Logs:
+def _logs(run: Running) -> Logs:
     out = run.config.out
     options.save(run.config, out / "config.yaml")
     if run.watch.panel:
@@ -248,7 +249,7 @@ def _logs(run: _Run) -> Logs:
     return Logs(LinesFile(out, after=run.step), LinesFile(out, after=run.step, name=EVALUATIONS), tracked)
 
 
-def _evaluate(run: _Run, logs: Logs | None) -> None:
+def _evaluate(run: Running, logs: Logs | None) -> None:
     """Measure on the held-out samples, all ranks together."""
     if not run.watch.groups:
         return
@@ -263,20 +264,20 @@ def _evaluate(run: _Run, logs: Logs | None) -> None:
     run.shown.say(f"held out at step {run.step}: {told}")
 
 
-def _met(run: _Run, window: Window) -> dict[str, int]:
+def _met(run: Running, window: Window) -> dict[str, int]:
     """The counts of a window on all ranks."""
     names = ("samples", "silent", "cut", "learned", "tokens")
     own = [getattr(window, name) for name in names] + [len(window.replaced)]
     return dict(zip((*names, "replaced"), map(int, run.ranks.sums(own)), strict=True))
 
 
-def _agree(run: _Run, signals: Signals) -> None:
+def _agree(run: Running, signals: Signals) -> None:
     """A signal to one rank is a signal to all."""
     if run.ranks.world > 1 and run.ranks.sums([signals.received or 0])[0] and signals.received is None:
         signals.received = signal.SIGTERM
 
 
-def _update(run: _Run, window: Window, share: float, learned: int) -> tuple[float | None, float | None, float]:
+def _update(run: Running, window: Window, share: float, learned: int) -> tuple[float | None, float | None, float]:
     """One optimizer step: mean loss over all ranks' learned tokens, gradient norm, rate. Nothing changes unless both are finite (T4)."""
     total, world = torch.zeros((), device=run.device), run.ranks.world
     try:
@@ -316,7 +317,7 @@ def _out_of_memory(window: Window) -> TrainingError:
     )
 
 
-def _check_health(run: _Run, window: Window, report: StepReport, met: dict[str, int]) -> None:
+def _check_health(run: Running, window: Window, report: StepReport, met: dict[str, int]) -> None:
     """Count steps that could not be taken and samples that teach nothing; stop when there are too many."""
     run.counts += Counter({name: met[name] for name in ("samples", "silent", "cut", "replaced")})
     if report.loss is not None:
@@ -344,7 +345,7 @@ def _check_health(run: _Run, window: Window, report: StepReport, met: dict[str, 
         )
 
 
-def _save(run: _Run, *, must: bool) -> None:
+def save_now(run: Running, *, must: bool) -> None:
     """Write the checkpoint of this step. A full disk costs this checkpoint, never the last one (T3); it is an error when ``must``."""
     position = state.Position(
         step=run.step, loader={"window": run.step}, non_finite=run.non_finite, counts=dict(run.counts),
@@ -353,7 +354,7 @@ def _save(run: _Run, *, must: bool) -> None:
     try:
         run.saved = saving.save(
             run.config.out, position, model=run.model, processor=run.processor, optimizer=run.optimizer, ranks=run.ranks,
-            device=run.device, save_model=run.save_model, card=_card(run),
+            device=run.device, save_model=run.save_model, whole=run.whole, card=_card(run),
         )  # fmt: skip
         if run.ranks.main:
             state.prune(run.config.out, run.config.keep)
@@ -366,16 +367,16 @@ def _save(run: _Run, *, must: bool) -> None:
         run.shown.say(f"{what}; going on")
 
 
-def _card(run: _Run) -> str:
+def _card(run: Running) -> str:
     known = [line for line in read_lines(run.config.out / EVALUATIONS) if line["step"] <= run.step]
     return card(run.config, step=run.step, samples=run.counts["samples"], learned=run.optimizer.learned, evaluations=known)
 
 
-def _size(run: _Run) -> int:
+def _size(run: Running) -> int:
     return lora.bytes_saved(run.model, run.optimizer.learned)
 
 
-def _check_room(run: _Run) -> None:
+def _check_room(run: Running) -> None:
     free, needed = start.room(run.config.out), _size(run)
     if free < needed:
         raise TrainingError(

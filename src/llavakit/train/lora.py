@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llavakit.checkpoint import adapters, files, names, store
+from llavakit.checkpoint import adapters, files, names, store, weights
 from llavakit.checkpoint.folders import of_run
 from llavakit.checkpoint.layouts import ADAPTER_CONFIG, ADAPTER_FILES
 from llavakit.checkpoint.shards import write_json
@@ -33,7 +33,8 @@ from llavakit.errors import CheckpointError, ConfigError, MissingExtraError, Tra
 from llavakit.model.llava import Llava
 from llavakit.processor import Processor
 from llavakit.train import start
-from llavakit.train.saving import SaveModel
+from llavakit.train.ranks import Ranks, gathered, is_cut, whole, whole_model
+from llavakit.train.saving import SaveModel, Whole
 from llavakit.train.stages import LORA, STAGES, Stage
 
 _MATRIX = re.compile(r".*\.lora_[AB]\.default\.weight")  # PEFT's names in memory; .default is the adapter's
@@ -49,6 +50,7 @@ class Begun:
     processor: Processor
     rates: dict[str, float]
     save_model: SaveModel
+    whole: Whole = whole_model
 
 
 def settled(config: TrainConfig) -> TrainConfig:
@@ -65,7 +67,11 @@ def settled(config: TrainConfig) -> TrainConfig:
         "stage": (config.stage != "finetune", "an adapter of a projector's stage", "use stage=finetune"),
         "start": (config.start is None, "an adapter without a base", "give start=<checkpoint>"),
         "tower": (config.tower is not None, "a base whose tower is changed", "make it a checkpoint first"),
-        "shard": (config.shard != "none", "an adapter whose base is cut", "use shard=none, and lora.bits=4 where it does not fit"),
+        "shard": (
+            config.shard != "none" and lora.bits < 16,
+            "a base in few bits that is cut (bitsandbytes packs whole layers)",
+            "use shard=none, where each device holds the packed base, or lora.bits=16",
+        ),
         "lora.bits": (lora.bits < 16 and config.device == "mps", "bitsandbytes with mps", "use lora.bits=16, or device=cpu"),
     }
     for where, (is_wrong, what, remedy) in wrong.items():
@@ -98,7 +104,15 @@ def begin(config: TrainConfig, resumed: Path | None, *, device: torch.device, fo
     if resumed is not None:
         check_base(resumed, mark)
         read(model, resumed)
-    return Begun(model=model, processor=processor, rates=rates, save_model=partial(save, lora=config.lora, base=config.start, mark=mark))
+    return Begun(
+        model=model, processor=processor, rates=rates, save_model=partial(save, lora=config.lora, base=config.start, mark=mark),
+        whole=partial(whole_adapter, lora=config.lora, layers=layers),
+    )  # fmt: skip
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a parameter is one of an adapter's matrices."""
+    return _MATRIX.fullmatch(name) is not None
 
 
 def targets(model: Llava, lora: Lora) -> tuple[str, ...]:
@@ -168,13 +182,35 @@ def _check_rows(stage: Stage, model: Llava) -> None:
 
 def stored(model: nn.Module) -> dict[str, nn.Parameter]:
     """What a checkpoint of a run with matrices holds of the model, by PEFT's names in transformers' model; empty without matrices."""
-    parameters = dict(model.named_parameters())
-    matrices = {name for name in parameters if _MATRIX.fullmatch(name)}
     return {
-        _PEFT + names.in_memory(name.replace(".default.weight", ".weight") if name in matrices else name): value
-        for name, value in parameters.items()
-        if matrices and (value.requires_grad or name in matrices or name.startswith(_WHOLE))
+        _PEFT + names.in_memory(name.replace(".default.weight", ".weight") if _MATRIX.fullmatch(name) else name): value
+        for name, value in _kept(model).items()
     }
+
+
+def _kept(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The same, by the names in memory."""
+    parameters = dict(model.named_parameters())
+    if not any(map(_MATRIX.fullmatch, parameters)):
+        return {}
+    return {name: value for name, value in parameters.items() if value.requires_grad or _MATRIX.fullmatch(name) or name.startswith(_WHOLE)}
+
+
+def whole_adapter(model: Llava, ranks: Ranks, *, lora: Lora, layers: tuple[str, ...]) -> Llava | None:
+    """What ``whole_model`` gives, but for the base of a cut model: it is not written and so not gathered, and has no memory."""
+    if not is_cut(model):
+        return model if ranks.main else None
+    kept = _kept(model)
+    found = gathered(kept.items(), ranks)
+    if found is None:
+        return None
+    made = weights.build(model.config)
+    with torch.device("meta"):
+        attach(made, lora, layers)
+    made.load_state_dict(found, strict=False, assign=True)
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_(name in kept and kept[name].requires_grad)
+    return made
 
 
 def bytes_saved(model: nn.Module, learned: int) -> int:
@@ -226,7 +262,7 @@ def check_base(folder: Path, mark: adapters.Mark) -> None:
 def check_learned(model: nn.Module, out: Path) -> None:
     """Raise TrainingError ``adapter_changes_nothing`` where every B is still zero, as it was made."""
     ups = [value for name, value in stored(model).items() if name.endswith(".lora_B.weight")]
-    if ups and not any(bool(value.any()) for value in ups):
+    if ups and not any(bool(whole(value).any()) for value in ups):
         raise TrainingError(
             "the adapter changes nothing: every B is zero after training", code="adapter_changes_nothing", where=str(out),
             remedy="look at grad_norm and lr in metrics.jsonl: raise lr, or train more steps",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Part = Literal["tower", "projector", "language_model"]
 Sharding = Literal["none", "ddp", "fsdp"]
+Held = Literal["fp32", "bf16", "8bit", "4bit"]
 GIB = 2**30
 SPARE = 0.06  # of a card: the driver, fragmentation, work space
 UTILISATION = 0.43  # of the peak: what the four published runs of LLaVA-1.5 reached, 0.40 to 0.49 (train/published.py)
@@ -62,7 +63,11 @@ class Run:
     "The parts whose own weights learn."
     rank: int = 0
     "Rank of LoRA adapters on the linear layers of the language model; 0 is none."
-    weights: Literal["fp32", "bf16", "8bit", "4bit"] = "bf16"
+    matrices: int | None = None
+    "Parameters of the adapters, where it is not the rank on all of these layers."
+    numbers: int | None = None
+    "How many numbers learn, where it is not all of these parts and adapters."
+    weights: Held = "bf16"
     "How frozen weights are held; 8bit and 4bit mean the linear layers of the language model."
     checkpointing: bool = True
     "Gradient checkpointing."
@@ -74,6 +79,10 @@ class Run:
             raise ConfigError("nothing learns", code="bad_value", where="learns", remedy="name a part, or give a rank")
         if "language_model" in self.learns and (self.rank or self.weights in ("8bit", "4bit")):
             raise ConfigError("a language model that learns has no adapters and is not packed", code="bad_value", where="learns")
+
+    def cut_to(self, steps: int | None) -> Run:
+        """The same run ended after so many steps; None is as it is."""
+        return self if steps is None else replace(self, samples=steps * self.batch, epochs=1)
 
     @property
     def tokens(self) -> float:
@@ -101,14 +110,21 @@ class Run:
 
     @property
     def adapters(self) -> int:
-        """Parameters of the LoRA adapters: rank x (in + out) of every linear layer inside the language model."""
+        """Parameters of the LoRA adapters: rank x (in + out) of every linear layer inside the language model, unless given."""
+        if self.matrices is not None:
+            return self.matrices
         made, wide = self.sizes, self.attention_width
         ends = 2 * (made.width + wide) + 2 * (made.width + made.kv_width) + 3 * (made.width + made.feed_forward)
         return self.rank * ends * made.layers
 
     @property
     def learned(self) -> int:
-        """Parameters that learn and get a gradient; the tower's layers behind the one that is read never do."""
+        """Parameters that learn and get a gradient."""
+        return self._of_parts if self.numbers is None else self.numbers
+
+    @property
+    def _of_parts(self) -> int:
+        """All of the parts named and the adapters; the tower's layers behind the one that is read never learn."""
         made = self.sizes
         owned = {"tower": made.tower - made.idle, "projector": made.projector, "language_model": made.language_model}
         rows = made.row_end if "language_model" in self.learns else 0
@@ -188,7 +204,7 @@ class Memory:
         return sum(float(getattr(self, part.name)) for part in fields(self))
 
 
-def memory(run: Run, *, rows: int, devices: int = 1, sharding: Sharding = "none", bf16: bool = True) -> Memory:
+def memory(run: Run, *, rows: int, devices: int = 1, sharding: Sharding = "none", bf16: bool = True, mask: int = 1) -> Memory:
     """For ``rows`` samples read at a time on each device. Learned weights, gradients and AdamW's two moments are fp32."""
     made = run.sizes
     share = devices if sharding == "fsdp" else 1
@@ -202,14 +218,15 @@ def memory(run: Run, *, rows: int, devices: int = 1, sharding: Sharding = "none"
         copies=copies,
         gradients=4 * run.learned / share,
         moments=8 * run.learned / share,
-        activations=rows * (activations(run, bf16=bf16) + 3 * cast * made.feed_forward * run.tokens * run.padding),  # and one layer's own
+        activations=rows
+        * (activations(run, bf16=bf16, mask=mask) + 3 * cast * made.feed_forward * run.tokens * run.padding),  # and one layer's own
         logits=rows * run.learned_tokens * run.config.rows * (10 if bf16 else 12),  # as computed, in fp32, and their gradient
     )
 
 
 def _weights(run: Run, *, bf16: bool) -> float:
     made, held = run.sizes, "fp32" if not bf16 and run.weights == "bf16" else run.weights
-    each = 4 if held == "fp32" else 2
+    each = 2 if bf16 and held != "fp32" else 4
     from llavakit.model.sizes import BITS
 
     packed = made.packable * BITS[held] / 8 + (made.language_model - made.packable) * each
@@ -217,11 +234,12 @@ def _weights(run: Run, *, bf16: bool) -> float:
     frozen = {"tower": made.tower * each, "projector": made.projector * each, "language_model": packed}
     row_end = made.row_end * (4 if "language_model" in run.learns else each)
     idle = made.idle * (4 - each) * ("tower" in run.learns)  # what is never run stays as it came
-    return row_end - idle + sum(4 * count if part in run.learns else frozen[part] for part, count in parts.items())
+    back = (run._of_parts - run.learned) * (4 - each)  # of parts that learn, what rows of rates hold back
+    return row_end - idle - back + sum(4 * count if part in run.learns else frozen[part] for part, count in parts.items())
 
 
-def activations(run: Run, *, bf16: bool = True) -> float:
-    """Bytes kept for the backward pass of one sample.
+def activations(run: Run, *, bf16: bool = True, mask: int = 1) -> float:
+    """Bytes kept for the backward pass of one sample; ``mask``: those of dropout for each number, 1 on a card, 4 on a CPU.
 
     Of a decoder layer: both norms' input (and, when it learns, what they give, and a copy for each of the five layers that read it),
     q, k, v, what they give, the two halves of the feed-forward, their product. Checkpointing keeps each layer's input, and one layer.
@@ -235,8 +253,8 @@ def activations(run: Run, *, bf16: bool = True) -> float:
         layer = made.width * (16 + (5 * size if bf16 else 0)) + attended + 4 * size * made.feed_forward
     else:
         layer = made.width * 8 + attended + 3 * size * made.feed_forward
-    if run.rank:  # each adapter keeps what it reads, and what dropout left of it
-        layer += 2 * size * (5 * made.width + wide + made.feed_forward)
+    if run.rank:  # each of seven adapters keeps what dropout left of its input, which inputs those were, and what A gives
+        layer += (size + mask) * (5 * made.width + wide + made.feed_forward) + 7 * size * run.rank
     kept = layer + made.layers * stream * made.width if run.checkpointing else made.layers * layer
     last = made.width * (8 if own else 4)  # the norm before the head
     return length * (kept + last) + run.views * _tower_kept(run, size)
@@ -275,14 +293,20 @@ class Plan:
     def accumulation(self) -> int:
         return max(1, math.ceil(self.run.batch / (self.rows * self.devices)))
 
+    @property
+    def words(self) -> str:
+        """The same as options of ``llava train``."""
+        shard = "full" if self.sharding == "fsdp" else "none"
+        return f"batch_size={self.rows} accumulation={self.accumulation * self.devices} shard={shard}"
+
     def cost(self, price: float) -> float:
         """At ``price`` for one device and hour."""
         return self.hours * self.devices * price
 
 
-def hours(run: Run, *, rate: float) -> float:
-    """At ``rate`` FLOP/s of all devices together."""
-    return run.samples * run.epochs * flops(run).total / rate / 3600
+def hours(run: Run, *, rate: float, update: float = 0.0) -> float:
+    """At ``rate`` FLOP/s of all devices together, and ``update`` seconds of a step for each number that learns (``pace``)."""
+    return (run.samples * run.epochs * flops(run).total / rate + run.steps * run.learned * update) / 3600
 
 
 def calibrate(run: Run, seconds_of_a_step: float, *, peak: float) -> float:
@@ -290,17 +314,20 @@ def calibrate(run: Run, seconds_of_a_step: float, *, peak: float) -> float:
     return flops(run).total * run.batch / (seconds_of_a_step * peak)
 
 
-def plan(run: Run, card: Card, *, devices: int = 1, sharding: Sharding | None = None, utilisation: float = UTILISATION) -> Plan:
+def plan(
+    run: Run, card: Card, *, devices: int = 1, sharding: Sharding | None = None, utilisation: float = UTILISATION, update: float = 0.0
+) -> Plan:
     """With as many rows at a time as fit, in halves of a device's share of the batch. Without a sharding, the simplest that fits."""
     if devices < 1 or not 0 < utilisation <= 1:
         raise ConfigError("devices are at least 1, utilisation is above 0 and at most 1", code="bad_value", where="plan")
-    ways: tuple[Sharding, ...] = (sharding,) if sharding else ("none",) if devices == 1 else ("ddp", "fsdp")
+    several: tuple[Sharding, ...] = ("ddp", "fsdp") if run.weights in ("bf16", "fp32") else ("ddp",)  # packed layers are not cut (lora.py)
+    ways: tuple[Sharding, ...] = (sharding,) if sharding else ("none",) if devices == 1 else several
     room = card.memory * GIB * (1 - SPARE)
     for way in ways:
         for rows in _halves(run.batch // devices):
-            held = memory(run, rows=rows, devices=devices, sharding=way, bf16=card.bf16)
+            held = memory(run, rows=rows, devices=devices, sharding=way, bf16=card.bf16, mask=card.mask)
             if held.total <= room or (way == ways[-1] and rows == 1):
-                spent = hours(run, rate=devices * card.peak * utilisation)
+                spent = hours(run, rate=devices * card.peak * utilisation, update=update / (devices if way == "fsdp" else 1))
                 return Plan(
                     run=run, devices=devices, sharding=way, rows=rows, flops=flops(run), memory=held, room=room, hours=spent,
                     utilisation=utilisation,
@@ -311,17 +338,17 @@ def plan(run: Run, card: Card, *, devices: int = 1, sharding: Sharding | None = 
 def remedies(made: Plan, card: Card) -> Iterator[tuple[str, Plan]]:
     """Changes that make it fit, the smallest first: words for the command line, and what they give."""
     run, devices, rate = made.run, made.devices, made.utilisation
-    lighter = replace(run, learns=tuple(part for part in run.learns if part != "language_model"), rank=run.rank or 128)
+    learns = tuple(part for part in run.learns if part != "language_model")
+    lighter = replace(run, learns=learns, rank=run.rank or 128, numbers=None if "language_model" in run.learns else run.numbers)
     tries: list[tuple[str, Run]] = []
-    if not run.checkpointing:
-        tries.append(("checkpointing=true", replace(run, checkpointing=True)))
+    again = "" if run.checkpointing else "gradient_checkpointing=true "
+    if again:
+        tries.append((again.strip(), replace(run, checkpointing=True)))
         lighter = replace(lighter, checkpointing=True)
     if "language_model" in run.learns:
-        tries.append(("learns=[projector] rank=128", lighter))
-    if run.weights != "4bit":
-        words = "learns=[projector] rank=128 weights=4bit" if "language_model" in run.learns else "weights=4bit"
-        packed = lighter if "language_model" in run.learns else run
-        tries.append((words, replace(packed, weights="4bit")))
+        tries.append((f"{again}lora.r=128", lighter))
+    if run.weights != "4bit" and (run.rank or "language_model" in run.learns):
+        tries.append((f"{again}lora.bits=4", replace(lighter, weights="4bit")))
     for words, changed in tries:
         found = plan(changed, card, devices=devices, utilisation=rate)
         if found.fits:

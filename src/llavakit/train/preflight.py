@@ -1,27 +1,27 @@
-"""What is looked at before the first step of a run, so that nothing fails after ten hours that could have failed at once.
+"""What is looked at before the first step of a run, or before it goes on, so that nothing fails after ten hours that could have at once.
 
     every picture's header      opened by threads                      DataError  bad_images
     a draw of the samples       tokens, what is cut, what is silent    TrainingError  silent_samples
     the first samples           what is learned in them, to be read
-    a rehearsal                 ``loop.train`` itself, a few steps in out/.preflight: steps, save, verify, load, resume
-    a prediction                memory and hours (``train.plan``), with the speed that the rehearsal showed
+    a rehearsal                 a few steps of the run, saved, verified, read back, gone on (``rehearsal``)
+    a prediction                memory, hours and cost by ``train.plan``'s formulas, at the speed of the rehearsal's steps
 
+The model is loaded once from where the run begins or goes on, and once from what the rehearsal wrote, which is to be read back.
 Nothing of the run changes: the rehearsal has its own folder, which is removed, and the run draws its random numbers anew.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,27 +36,23 @@ from llavakit.data.rules import SHOWN
 from llavakit.data.sources import Sample, Source
 from llavakit.errors import DataError, ImageError, LlavaError, TrainingError
 from llavakit.images import image_size
-from llavakit.model.llava import Llava
 from llavakit.processor import Processor
-from llavakit.train import loop, start, state
-from llavakit.train.loop import SILENT_SHARE
-from llavakit.train.plan import GIB, Part, Run, calibrate, flops, hours, memory
-from llavakit.train.progress import StepReport
+from llavakit.train import going_on, lora, start
+from llavakit.train.described import Samples, described
+from llavakit.train.loop import SILENT_SHARE, Running
+from llavakit.train.plan import GIB, Run, Sharding, calibrate, hours, memory
 from llavakit.train.ranks import Ranks, joined
+from llavakit.train.rehearsal import Rehearsal, rehearse
 from llavakit.train.saving import SaveModel
-from llavakit.train.stages import STAGES
+from llavakit.train.signals import Signals
 from llavakit.types import Image
 
-FOLDER = ".preflight"
 LOOKED = 512  # samples encoded to learn how long they are
 MASKS = 3  # samples shown
-STEPS = 4  # of the rehearsal's first leg; the first is not timed
-PATIENCE, MOST = 8, 40  # seconds, steps: where steps are quick, so many more after resuming, because few measure badly
 HEAD = 1 << 16  # bytes of a picture file that mostly hold its header
 THREADS = 8
-PARTS: Mapping[str, Part] = {"vision_tower": "tower", "multi_modal_projector": "projector", "language_model": "language_model"}
 
-Say = Callable[[str], object]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -85,22 +81,8 @@ class Lengths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """What a few steps of the run showed. ``peak`` are bytes on a CUDA device, None elsewhere."""
-
-    steps: int
-    seconds: float  # of a step, the first left out
-    tokens: float  # of those steps
-    checkpoint: int  # bytes
-    free: int
-    save_and_train: float  # seconds of the first leg
-    resume: float  # seconds of loading and restoring
-    peak: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that was found; ``run`` is what ``train.plan`` computes with."""
+    """All that was found; ``run`` is what ``train.plan`` computes with. Hours and cost are those of what is left of it."""
 
     records: int
     remarks: tuple[str, ...]
@@ -110,27 +92,47 @@ class Report:
     lengths: Lengths
     rehearsal: Rehearsal
     run: Run
-    steps: int
-    predicted: float  # bytes on the device
+    saves: int
+    devices: int
+    predicted: float  # bytes on a device
     room: int | None
-    rate: float  # FLOP/s reached
+    rate: float  # FLOP/s reached by all devices
     hours: float
+    price: float | None  # of a device for an hour
+
+    @property
+    def cost(self) -> float | None:
+        """In the money of ``price``."""
+        return None if self.price is None else self.hours * self.devices * self.price
 
     def lines(self) -> list[str]:
         """For a person."""
         seen, tried = self.lengths, self.rehearsal
-        measured = f", measured {tried.peak / GIB:.2f}" if tried.peak is not None else ""
-        there = f" of {self.room / GIB:.2f}" if self.room is not None else ""
         return [
             *self.remarks,
             f"pictures    {self.pictures} headers opened, {len(self.unreadable)} cannot be read",
             f"samples     {seen.looked} of {self.records} looked at: {seen.tokens:.0f} tokens ({seen.image_tokens:.0f} of pictures, "
             f"{seen.learned:.0f} learned), the longest {seen.longest}; {seen.padding:.2f} positions for each token",
             f"            {seen.cut} cut at max_length, {seen.silent} without a learned token, {seen.replaced} cannot be used",
-            f"rehearsal   {tried.steps} steps, saved and resumed: a checkpoint takes {tried.checkpoint / GIB:.3f} GiB of "
-            f"{tried.free / GIB:.1f} free, resuming {tried.resume:.1f} s",
-            f"memory      predicted {self.predicted / GIB:.2f} GiB{measured}{there}",
-            f"time        {tried.seconds:.2f} s a step, {self.steps} steps: {_span(self.hours)}; {self.rate / 1e12:.2f} TFLOP/s reached",
+            f"rehearsal   {tried.steps} steps{f' from step {tried.begins}' if tried.begins else ''}, saved, verified, read back, gone on",
+            f"            a checkpoint takes {tried.checkpoint / GIB:.3f} GiB of {tried.free / GIB:.1f} free; beginning took "
+            f"{tried.begin:.1f} s, saving {tried.save:.1f} s, resuming {tried.resume:.1f} s",
+            *self.prediction(),
+        ]
+
+    def prediction(self) -> list[str]:
+        """What it will take: closed formulas, at the speed that was measured."""
+        tried = self.rehearsal
+        measured = f", measured {tried.peak / GIB:.2f}" if tried.peak is not None else ""
+        there = f", of {self.room / GIB:.2f}" if self.room is not None else ""
+        spent = f"{self.cost:.2f} at {self.price:g} for a device and hour" if self.cost is not None else "with --price"
+        return [
+            f"prediction  {self.run.learned:,} numbers learn; {tried.left:,} steps of {self.run.batch} on {self.devices} "
+            f"device{'s' if self.devices > 1 else ''}, by formulas at the speed of {max(1, tried.steps - 1)} measured steps",
+            f"    memory  {self.predicted / GIB:.2f} GiB a device{measured}{there}",
+            f"    time    {_span(self.hours)}: {tried.seconds:.2f} s a step ({self.rate / self.devices / 1e12:.2f} TFLOP/s a device), "
+            f"{self.saves} checkpoint{'s' if self.saves != 1 else ''}",
+            f"    cost    {self.hours * self.devices:.2f} device hours; {spent}",
         ]
 
 
@@ -138,39 +140,55 @@ def _span(spent: float) -> str:
     return f"{spent:.1f} h" if spent >= 1 else f"{60 * spent:.1f} min"
 
 
-def begun(config: TrainConfig) -> bool:
-    """Whether the run has a checkpoint to go on from; then it was inspected before."""
-    return config.resume not in ("auto", "never") or bool(state.checkpoints(config.out))
-
-
 def first_rank() -> bool:
-    """Whether this process is the one that reads for all and speaks for all."""
+    """Whether this process is the one that speaks for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def inspect(config: TrainConfig, *, say: Say, save_model: SaveModel = store.save) -> Report:
-    """Look at everything a run needs. Raises what the run itself would raise, and DataError or TrainingError as listed above."""
-    config = start.settled(config)
-    source = start.samples(config, say)
-    pictures, unreadable = headers(source, config, say) if first_rank() else (0, ())
-    model, processor = start.model_and_processor(config, None)
-    masks = tuple(_masks(source, processor))
-    seen = lengths(source, processor, config)
-    run = described(config, model, seen, samples=max(1, len(source) - config.holdout))
-    del model
-    steps = config.steps if config.steps is not None else run.steps
-    tried = rehearse(replace(config, steps=min(STEPS, steps)), longest=steps, say=say, save_model=save_model)
-    where = start.device(config)
-    step = replace(run, batch=min(run.batch, run.samples))
-    rate = calibrate(step, tried.seconds * run.tokens * step.batch / tried.tokens, peak=1.0)
-    bf16 = start.forward_dtype(config, where) == torch.bfloat16
-    remarks = [*source.report.lines(), *filter(None, [start.few_steps(config, run.samples, steps)])]
+def inspect(config: TrainConfig, *, say: Say, save_model: SaveModel = store.save, price: float | None = None) -> Report | None:
+    """Look at everything a run needs to begin, or to go on from its newest checkpoint; None where no step of it is left.
+
+    Raises what the run itself would raise, DataError or TrainingError as listed above, and KeyboardInterrupt when a signal stopped it.
+    """
+    config = lora.settled(start.settled(config))
+    with joined(start.device(config).type, config.timeout) as ranks:
+        if ranks.main:
+            going_on.make_folder(config.out)
+        resumed = ranks.of_main(going_on.resume_point(config, say) if ranks.main else None)
+        source = start.samples(config, say)
+        pictures, unreadable = headers(source, config, say) if ranks.main else (0, ())
+        say("rehearsing: a few steps, save, load, go on")
+        with Signals() as signals:
+            found = rehearse(config, ranks, signals, resumed, look=partial(_looked, source, config, ranks), save_model=save_model)
+    if found is None:
+        return None
+    (masks, seen, run, predicted), tried = found
+    where = start.device(config, ranks.local)
+    rate = calibrate(run, tried.seconds * run.tokens * run.batch / tried.tokens, peak=1.0)
+    saves = math.ceil(tried.left / config.save_every)
+    remarks = [*source.report.lines(), *filter(None, [start.few_steps(config, max(1, len(source) - config.holdout), tried.total)])]
     return Report(
         records=source.report.records, remarks=tuple(remarks), pictures=pictures, unreadable=unreadable, masks=masks,
-        lengths=seen, rehearsal=tried, run=run, steps=steps, predicted=memory(run, rows=config.batch_size, bf16=bf16).total,
+        lengths=seen, rehearsal=tried, run=run, saves=saves, devices=ranks.world, predicted=predicted,
         room=torch.cuda.mem_get_info(where)[1] if where.type == "cuda" else None, rate=rate,
-        hours=steps * min(run.batch, run.samples) * flops(run).total / rate / 3600 if config.steps is not None else hours(run, rate=rate),
+        hours=hours(run, rate=rate) * tried.left / tried.total + saves * tried.save / 3600, price=price,
     )  # fmt: skip
+
+
+def _looked(source: Source | Mixture, config: TrainConfig, ranks: Ranks, ready: Running) -> tuple[tuple[Mask, ...], Lengths, Run, float]:
+    """What a run that is ready shows: masks, lengths, itself as a value, and the memory of a device by the formulas."""
+    seen = lengths(source, ready.processor, config)
+    data = Samples(
+        samples=max(1, len(source) - config.holdout), views=seen.views, image_tokens=seen.image_tokens, learned_tokens=seen.learned,
+        text_tokens=seen.tokens - seen.image_tokens, padding=seen.padding,
+    )  # fmt: skip
+    frozen = [value.dtype for value in ready.model.parameters() if not value.requires_grad and value.is_floating_point()]
+    learning = [name for name, value in ready.model.named_parameters() if value.requires_grad]
+    run = described(config, ready.model, learning, data, stored=frozen[0] if frozen else torch.float32)
+    way: Sharding = "none" if ranks.world == 1 else "fsdp" if config.shard == "full" else "ddp"
+    narrow, mask = ready.dtype == torch.bfloat16, 1 if ready.device.type == "cuda" else 4
+    held = memory(run, rows=config.batch_size, devices=ranks.world, sharding=way, bf16=narrow, mask=mask)
+    return tuple(_masks(source, ready.processor)), seen, run, held.total
 
 
 def headers(source: Sequence[Sample], config: TrainConfig, say: Say) -> tuple[int, tuple[str, ...]]:
@@ -270,80 +288,3 @@ def lengths(source: Source | Mixture, processor: Processor, config: TrainConfig)
         silent=silent,
         replaced=sum(len(window.replaced) for window in windows),
     )
-
-
-def described(config: TrainConfig, model: Llava, seen: Lengths, *, samples: int) -> Run:
-    """A run as ``train.plan`` sees it, with the lengths that were seen."""
-    rates = STAGES[config.stage].with_rows(config.rates).apply(model)
-    learns = tuple(part for name, part in PARTS.items() if any(found.startswith(name) for found in rates))
-    stored = next(model.language_model.parameters()).dtype
-    half = stored == torch.bfloat16 or config.frozen_dtype == "bf16"
-    return Run(
-        config=model.config, samples=samples, epochs=config.epochs, batch=config.batch_size * config.accumulation, views=seen.views,
-        image_tokens=seen.image_tokens, text_tokens=seen.tokens - seen.image_tokens, learned_tokens=seen.learned, padding=seen.padding,
-        learns=learns or ("projector",), weights="bf16" if half else "fp32", checkpointing=config.gradient_checkpointing,
-    )  # fmt: skip
-
-
-def rehearse(config: TrainConfig, *, longest: int, say: Say, save_model: SaveModel = store.save) -> Rehearsal:
-    """Train ``config.steps`` steps, and more where they are quick but never more than ``longest``, in a folder of its own
-    inside ``out``, save, verify what was saved, load it and resume. All is removed.
-
-    Raises what these raise, KeyboardInterrupt when it was stopped by a signal.
-    """
-    with joined(start.device(config).type, config.timeout) as ranks:
-        return _rehearsed(config, ranks, longest, say, save_model)
-
-
-def _rehearsed(config: TrainConfig, ranks: Ranks, longest: int, say: Say, save_model: SaveModel) -> Rehearsal:
-    folder = config.out / FOLDER
-    if ranks.main:
-        _remove(folder)
-    tried = replace(config, out=folder, resume="auto", keep=1, save_every=config.steps or 1, holdout=0, track="none")
-    reports: list[StepReport] = []
-    where = start.device(config, ranks.local)
-    if where.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(where)
-    say(f"rehearsing: {config.steps} steps, save, load, resume")
-    try:
-        began = time.perf_counter()
-        saved = _quietly(tried, reports.append, save_model)
-        first = time.perf_counter() - began
-        state.verify(saved)
-        size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
-        began = time.perf_counter()
-        _quietly(tried, reports.append, save_model)  # there is no step left: it loads, restores and ends
-        again = time.perf_counter() - began
-        assert len(reports) == config.steps, "the resumed run found its place"
-        slowest = ranks.of_main(max(report.step_time for report in reports[1:] or reports))
-        more = min(MOST, longest - len(reports), int(PATIENCE / slowest))
-        if more > 0:
-            _quietly(replace(tried, steps=len(reports) + more, save_every=MOST + STEPS), reports.append, save_model)
-        ranks.sums([0])  # all are done with the folder
-    finally:
-        if ranks.main:
-            _remove(folder)
-    timed = reports[1:] or reports
-    return Rehearsal(
-        steps=len(reports),
-        seconds=sum(report.step_time for report in timed) / len(timed),
-        tokens=sum(report.tokens for report in timed) / len(timed),
-        checkpoint=size,
-        free=start.room(config.out),
-        save_and_train=first,
-        resume=again,
-        peak=torch.cuda.max_memory_allocated(where) if where.type == "cuda" else None,
-    )
-
-
-def _quietly(config: TrainConfig, on_step: Callable[[StepReport], None], save_model: SaveModel) -> Path:
-    with contextlib.redirect_stderr(io.StringIO()):
-        outcome = loop.train(config, on_step=on_step, save_model=save_model)
-    if outcome.signal is not None:
-        raise KeyboardInterrupt
-    return outcome.checkpoint
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -1,6 +1,7 @@
-"""The published runs as values for ``train.plan``, with the wall times their authors gave (spec 4.2, 4.4, 4.5).
+"""The published runs: how long their samples are, and how long their authors trained (spec 4.2, 4.4, 4.5).
 
-Nobody published how long the samples are, so their lengths are derived here and can be argued with:
+What the runs are is said in ``recipes``, of how many samples their data in ``data/manifests``. Nobody published how long the samples are,
+so their lengths are derived here and can be argued with:
 
     tokens of a sample = 31 of the system text + suffix + rounds x (9 of the frame + question + reply)
 
@@ -17,27 +18,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
-from llavakit.errors import ConfigError
-from llavakit.model.released import SYSTEMS
-from llavakit.recipes import RECIPES
-from llavakit.train.plan import Part, Run
+from llavakit.config import TrainConfig
+from llavakit.data.manifest import part_of, shipped
+from llavakit.model.presets import ModelConfig
+from llavakit.recipes import RECIPES, Recipe
+from llavakit.train.described import Samples
 
 SYSTEM, FRAME = 31, 9
 CAPTION = 16  # bos, 14 of a COCO-like caption, eos
+PICTURE = (640, 480)  # what COCO's pictures mostly are
 
 
 @dataclass(frozen=True)
-class Source:
-    """Samples of one kind, and the tokens of their text."""
+class Words:
+    """Tokens of the text of one kind of samples, suffix those of the format words."""
 
-    name: str
-    samples: int
     rounds: float
     question: float
     reply: float
     suffix: float = 0
-    pictured: bool = True
 
     @property
     def text(self) -> float:
@@ -48,37 +49,54 @@ class Source:
         return self.rounds * (self.reply + 1)
 
 
-MIX_665K = (
-    Source("LLaVA-Instruct, conversation", 58_000, 4.5, 12, 22),
-    Source("LLaVA-Instruct, detail", 23_000, 1, 10, 104),
-    Source("LLaVA-Instruct, reasoning", 76_712, 1, 16, 151),
-    Source("ShareGPT", 40_688, 4, 60, 250, pictured=False),
-    Source("VQAv2", 82_783, 443_757 / 82_783, 9, 2, suffix=10),
-    Source("GQA", 72_140, 943_000 / 72_140, 12, 1, suffix=10),
-    Source("OKVQA", 8_998, 1, 10, 2, suffix=10),
-    Source("OCR-VQA", 80_000, 1_002_146 / 207_572, 9, 6, suffix=10),
-    Source("A-OKVQA", 66_160, 1, 26, 1, suffix=13),
-    Source("TextCaps", 21_953, 1, 43, 19),
-    Source("RefCOCO", 48_447, 321_327 / 48_447, 27, 16),
-    Source("Visual Genome", 86_417, 10, 27, 15),
-)
-INSTRUCT_158K = MIX_665K[:3]
+INSTRUCT: Mapping[str, Words] = {  # parts of llava-instruct-158k
+    "conversation": Words(4.5, 12, 22),
+    "detail": Words(1, 10, 104),
+    "complex-reasoning": Words(1, 16, 151),
+}
+MIX: Mapping[str, Words] = {  # parts of llava-1.5-665k, llava-instruct apart
+    "sharegpt": Words(4, 60, 250),
+    "vqav2": Words(443_757 / 82_783, 9, 2, suffix=10),
+    "gqa": Words(943_000 / 72_140, 12, 1, suffix=10),
+    "okvqa": Words(1, 10, 2, suffix=10),
+    "ocr-vqa": Words(1_002_146 / 207_572, 9, 6, suffix=10),
+    "a-okvqa": Words(1, 26, 1, suffix=13),
+    "textcaps": Words(1, 43, 19),
+    "refcoco": Words(321_327 / 48_447, 27, 16),
+    "visual-genome": Words(10, 27, 15),
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """A run, and where its authors ran it and how long; ``hours`` None: not said."""
+@dataclass(frozen=True)
+class Source:
+    """So many samples of one kind."""
 
-    run: Run
-    card: str = "A100-80"
-    devices: int = 8
-    hours: float | None = None
+    name: str
+    samples: float
+    words: Words
+    pictured: bool = True
+
+
+@cache
+def instruct() -> tuple[Source, ...]:
+    """The parts of LLaVA-Instruct, whose rounded numbers share the exact count of all."""
+    (file,) = shipped("llava-instruct-158k").sources
+    each = (file.count or 0) / sum(part.about or 0 for part in file.parts)
+    return tuple(Source(part.name, each * (part.about or 0), INSTRUCT[part.name]) for part in file.parts)
+
+
+@cache
+def mix() -> tuple[Source, ...]:
+    """The parts of LLaVA-1.5's mixture, LLaVA-Instruct in its own."""
+    (file,) = shipped("llava-1.5-665k").sources
+    rest = (Source(part.name, part.count or 0, MIX[part.name], bool(part.roots)) for part in file.parts if part.name in MIX)
+    return (*instruct(), *rest)
 
 
 def mean(sources: Iterable[Source], value: str) -> float:
     """Of ``text`` or ``learned`` over all samples."""
     rows = list(sources)
-    return sum(row.samples * float(getattr(row, value)) for row in rows) / sum(row.samples for row in rows)
+    return sum(row.samples * float(getattr(row.words, value)) for row in rows) / sum(row.samples for row in rows)
 
 
 def longest(sources: Iterable[Source], count: int) -> float:
@@ -86,12 +104,12 @@ def longest(sources: Iterable[Source], count: int) -> float:
 
     P(longest <= x) = (share of the samples that are no longer than x) ** count
     """
-    rows = sorted(sources, key=lambda row: row.text)
-    total, seen, before, expected = sum(row.samples for row in rows), 0, 0.0, 0.0
+    rows = sorted(sources, key=lambda row: row.words.text)
+    total, seen, before, expected = sum(row.samples for row in rows), 0.0, 0.0, 0.0
     for row in rows:
         seen += row.samples
         now = (seen / total) ** count
-        expected, before = expected + row.text * (now - before), now
+        expected, before = expected + row.words.text * (now - before), now
     return expected
 
 
@@ -108,70 +126,50 @@ def padding(sources: Iterable[Source], image_tokens: float, count: int) -> float
     return computed / tokens
 
 
-def _batch(recipe: str) -> int:
-    """The global batch, from its owner."""
-    config = RECIPES[recipe].config
-    return config.batch_size * config.accumulation
-
-
-def _pretrain(system: str, recipe: str, *, samples: int) -> Run:
-    config = SYSTEMS[system].config
-    return Run(
-        config=config, samples=samples, batch=_batch(recipe), views=1, image_tokens=config.view_tokens, text_tokens=CAPTION,
-        learned_tokens=CAPTION - 1,
+def samples(recipe: Recipe, config: TrainConfig, shape: ModelConfig) -> Samples:
+    """Of the recipe's data, as ``config`` has them read by a model of this shape; a recipe without data is given LLaVA-1.5's lengths."""
+    shape = shape if config.aspect == "anyres" else replace(shape, canvases=(), merge="flat")
+    grid = shape.tiling.grid(*PICTURE)
+    known = shipped(recipe.data).count if recipe.data is not None else None
+    count = None if known is None else part_of(known, config.share)
+    if config.template == "plain":
+        return Samples(samples=count, views=grid.views, image_tokens=grid.tokens, text_tokens=CAPTION, learned_tokens=CAPTION - 1)
+    sources = instruct() if recipe.data == "llava-instruct-158k" else mix()
+    pictured = sum(row.samples for row in sources if row.pictured) / sum(row.samples for row in sources)
+    return Samples(
+        samples=count, views=pictured * grid.views, image_tokens=pictured * grid.tokens, text_tokens=mean(sources, "text"),
+        learned_tokens=mean(sources, "learned"), padding=1.0 if config.pack else padding(sources, grid.tokens, config.batch_size),
     )  # fmt: skip
 
 
-def _finetune(system: str, recipe: str, sources: tuple[Source, ...]) -> Run:
-    config, run = SYSTEMS[system].config, RECIPES[recipe].config
-    samples = sum(row.samples for row in sources)
-    pictured = sum(row.samples for row in sources if row.pictured) / samples
-    learns: tuple[Part, ...] = ("projector", "language_model")
-    return Run(
-        config=config, samples=samples, epochs=run.epochs, batch=_batch(recipe), views=pictured, image_tokens=pictured * config.view_tokens,
-        text_tokens=mean(sources, "text"), learned_tokens=mean(sources, "learned"), learns=learns,
-        padding=padding(sources, config.view_tokens, run.batch_size),
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Time:
+    """Where the authors ran it and how long; ``hours`` None: not said."""
+
+    card: str = "A100-80"
+    devices: int = 8
+    hours: float | None = None
 
 
-def _next(system: str, recipe: str = "next") -> Run:
-    """LLaVA-1.6 stage 2: all learns. 779,289 rows; a 4:3 picture, which takes a canvas of 2 x 2 tiles; texts as long as in the 665K."""
-    made = _finetune(system, recipe, MIX_665K)
-    grid = made.config.tiling.grid(640, 480)
-    return replace(
-        made, samples=779_289, views=made.views * grid.views, image_tokens=made.views * grid.tokens,
-        padding=padding(MIX_665K, grid.tokens, 4), learns=("tower", "projector", "language_model"),
-    )  # fmt: skip
-
-
-def _adapted(run: Run, recipe: str) -> Run:
-    lora = RECIPES[recipe].config.lora
-    assert lora is not None, recipe
-    return replace(run, learns=("projector",), rank=lora.r)
-
-
-_V15 = {size: _finetune(f"llava-v1.5-{size}", "finetune", MIX_665K) for size in ("7b", "13b")}
-RUNS: Mapping[str, Published] = {
-    "v1-7b-pretrain": Published(run=_pretrain("llava-v1-7b", "v1-pretrain", samples=595_375), hours=2),
-    "v1-13b-pretrain": Published(run=_pretrain("llava-v1-13b", "v1-pretrain", samples=595_375), hours=4),
-    "v1-13b-finetune": Published(run=_finetune("llava-v1-13b", "v1-finetune", INSTRUCT_158K), hours=10),
-    "v1.5-7b-pretrain": Published(run=_pretrain("llava-v1.5-7b", "pretrain", samples=558_128), hours=3.5),
-    "v1.5-13b-pretrain": Published(run=_pretrain("llava-v1.5-13b", "pretrain", samples=558_128), hours=5.5),
-    "v1.5-7b-finetune": Published(run=_V15["7b"], card="A100-40", hours=10),
-    "v1.5-13b-finetune": Published(run=_V15["13b"], hours=20),
-    "v1.5-7b-lora": Published(run=_adapted(_V15["7b"], "lora"), card="RTX3090"),
-    "v1.5-13b-lora": Published(run=_adapted(_V15["13b"], "lora"), card="A100-40"),
-    "v1.5-7b-qlora": Published(run=replace(_adapted(_V15["7b"], "qlora"), weights="4bit"), card="RTX4090", devices=1),
-    "v1.5-13b-qlora": Published(run=replace(_adapted(_V15["13b"], "qlora"), weights="4bit"), card="A6000", devices=1),
-    "v1.6-vicuna-7b": Published(run=_next("llava-v1.6-vicuna-7b"), hours=20),
-    "v1.6-vicuna-13b": Published(run=_next("llava-v1.6-vicuna-13b"), devices=16, hours=24),
-    "v1.6-mistral-7b": Published(run=_next("llava-v1.6-mistral-7b", "next-mistral")),
-    "v1.6-34b": Published(run=_next("llava-v1.6-34b", "next-34b"), devices=32, hours=30),
+TIMES: Mapping[tuple[str, str], Time] = {  # recipe, and the system it makes
+    ("v1-pretrain", "llava-v1-7b"): Time(hours=2),
+    ("v1-pretrain", "llava-v1-13b"): Time(hours=4),
+    ("v1-finetune", "llava-v1-13b"): Time(hours=10),
+    ("v1-scienceqa", "llava-v1-13b-scienceqa"): Time(hours=4),
+    ("pretrain", "llava-v1.5-7b"): Time(hours=3.5),
+    ("pretrain", "llava-v1.5-13b"): Time(hours=5.5),
+    ("finetune", "llava-v1.5-7b"): Time(card="A100-40", hours=10),
+    ("finetune", "llava-v1.5-13b"): Time(hours=20),
+    ("lora", "llava-v1.5-7b"): Time(card="RTX3090"),
+    ("lora", "llava-v1.5-13b"): Time(card="A100-40"),
+    ("qlora", "llava-v1.5-7b"): Time(card="RTX4090", devices=1),
+    ("qlora", "llava-v1.5-13b"): Time(card="A6000", devices=1),
+    ("next", "llava-v1.6-vicuna-7b"): Time(hours=20),
+    ("next", "llava-v1.6-vicuna-13b"): Time(devices=16, hours=24),
+    ("next-34b", "llava-v1.6-34b"): Time(devices=32, hours=30),
 }
 
 
-def published(name: str) -> Published:
-    """The run of a name. Raises ConfigError ``unknown_recipe``."""
-    if name not in RUNS:
-        raise ConfigError(f"no recipe '{name}'", code="unknown_recipe", where="RECIPE", remedy=f"use one of {', '.join(RUNS)}")
-    return RUNS[name]
+def as_published(recipe: str) -> TrainConfig:
+    """The recipe as its authors' code ran it: rows filled up, activations computed again."""
+    return replace(RECIPES[recipe].config, pack=False, gradient_checkpointing=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -160,16 +160,27 @@ def whole(tensor: Tensor) -> Tensor:
     return (found.full_tensor() if isinstance(found, DTensor) else found).cpu()
 
 
-def whole_model(model: Llava, ranks: Ranks) -> Llava | None:
-    """The model with complete weights on the main process, None on the others; the model itself where it is not cut."""
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        return model if ranks.main else None
+def is_cut(model: nn.Module) -> bool:
+    """Whether this rank holds a part of each weight only."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def gathered(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor] | None:
+    """Each of them whole on the main process, one after the other; None on the others, which must ask at the same moment."""
     found: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in named:
         full = whole(parameter)
         if ranks.main:
             found[name] = full
-    if not ranks.main:
+    return found if ranks.main else None
+
+
+def whole_model(model: Llava, ranks: Ranks) -> Llava | None:
+    """The model with complete weights on the main process, None on the others; the model itself where it is not cut."""
+    if not is_cut(model):
+        return model if ranks.main else None
+    found = gathered(model.named_parameters(remove_duplicate=False), ranks)
+    if found is None:
         return None
     made = weights.build(model.config)
     made.load_state_dict(found | {name: value for name, value in model.state_dict().items() if name not in found}, assign=True)

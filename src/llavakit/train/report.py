@@ -1,7 +1,7 @@
 """A run as one page, ``report.html``: loss, rate and speed, held-out losses by group, the panel, the config.
 
 One file without scripts or addresses, made from the run folder's own files alone, so that it can be made again (``llava train report RUN``)
-or mailed. Curves are SVG lines of at most POINTS points.
+or mailed. Curves are SVG lines of at most POINTS points, however long the run; what is no finite number is left out of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from llavakit.train.progress import EVALUATIONS, METRICS, PANEL, read_lines
 
 REPORT = "report.html"
 POINTS, WIDE, HIGH, EDGE = 600, 640, 220, 46
+HUGE = 1e300  # sums and differences of smaller numbers are finite
 COLOURS = ("#1f6fb2", "#d1602c", "#2f8f4e", "#8a4fb0", "#b0822a", "#b23a5a", "#3a9aa0", "#666")
 Curve = Sequence[tuple[float, float]]
 
@@ -45,8 +46,9 @@ def write_report(out: Path) -> Path:
     config = out / "config.yaml"
     if config.is_file():
         parts += ["<h2>Config</h2>", f"<pre>{html.escape(config.read_text(encoding='utf-8'))}</pre>"]
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(out.name)}</title><style>{STYLE}</style>'
-    (out / REPORT).write_text(page + "\n".join(parts) + "</html>\n", encoding="utf-8")
+    head = f'<meta charset="utf-8"><title>{html.escape(out.name)}</title><style>{STYLE}</style>'
+    body = "\n".join(parts)
+    (out / REPORT).write_text(f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n', encoding="utf-8")
     return out / REPORT
 
 
@@ -62,16 +64,21 @@ def _summary(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 def _curves(metrics: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     def curve(key: str) -> Curve:
-        return [(float(line["step"]), float(line[key])) for line in metrics if line[key] is not None]
+        return [(float(line["step"]), float(line[key])) for line in metrics if _finite(line[key])]
 
     held: dict[str, list[tuple[float, float]]] = {}
     for line in evaluations:
         for name, row in line["losses"].items():
-            held.setdefault(name, []).append((float(line["step"]), float(row["loss"])))
+            if _finite(row["loss"]):
+                held.setdefault(name, []).append((float(line["step"]), float(row["loss"])))
     found: list[tuple[str, Mapping[str, Curve]]] = [("loss of a step", {"": curve("loss")}), ("held-out loss", held)]
     names = {"learning rate": "lr", "gradient norm": "grad_norm", "tokens a second": "tokens_per_s"}
     found += [(title, {"": curve(key)}) for title, key in names.items()]
     return [figure(title, curves) for title, curves in found if any(curves.values())]
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and abs(value) < HUGE  # False for NaN
 
 
 def figure(title: str, curves: Mapping[str, Curve]) -> str:
@@ -111,21 +118,23 @@ def _thinned(curve: Curve) -> Curve:
 
 
 def _losses(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    first, last = evaluations[0], evaluations[-1]
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{row['samples']}</td><td>{_number(first['losses'].get(name, row)['loss'])}</td>"
-        f"<td>{_number(row['loss'])}</td></tr>"
-        for name, row in last["losses"].items()
-    )
-    return f"<table><tr><th>group</th><th>samples</th><th>step {first['step']}</th><th>step {last['step']}</th></tr>{rows}</table>"
+    """Of the first measurement and the last, which may be the same."""
+    shown = [evaluations[0], evaluations[-1]] if len(evaluations) > 1 else evaluations
+    head = "".join(f"<th>step {line['step']}</th>" for line in shown)
+    rows = []
+    for name, row in shown[-1]["losses"].items():
+        cells = "".join(f"<td>{_number(line['losses'].get(name, {}).get('loss'))}</td>" for line in shown)
+        rows.append(f"<tr><td>{html.escape(name)}</td><td>{row['samples']}</td>{cells}</tr>")
+    return f"<table><tr><th>group</th><th>samples</th>{head}</tr>{''.join(rows)}</table>"
 
 
 def _panel(panel: Sequence[Mapping[str, str]], evaluations: Sequence[Mapping[str, Any]]) -> str:
     told = [line for line in evaluations if line["replies"]]
     rows = []
     for number, row in enumerate(panel):
-        replies = "".join(f"<li>step {line['step']}: {_judged(line['replies'][number], row['truth'])}</li>" for line in told[-5:])
-        picture = f'<img src="{html.escape(row["picture"])}" alt="{html.escape(row["id"])}">'
+        given = [(line["step"], line["replies"][number]) for line in told[-5:] if number < len(line["replies"])]  # the panel may have grown
+        replies = "".join(f"<li>step {step}: {_judged(reply, row['truth'])}</li>" for step, reply in given)
+        picture = f'<img src="{html.escape(row["picture"])}" alt="picture of {html.escape(row["id"])}">'
         asked = f"{html.escape(row['question'])}<br><b>{html.escape(row['truth'])}</b>"
         rows.append(f"<tr><td>{picture}</td><td>{asked}</td><td><ul>{replies}</ul></td></tr>")
     return f"<table><tr><th>picture</th><th>question, true reply</th><th>replies</th></tr>{''.join(rows)}</table>"

@@ -33,6 +33,7 @@ from llavakit.train.ranks import Ranks, whole_model
 
 PARTS = "optimizer"
 SaveModel = Callable[[Llava, Processor, Path], None]
+Whole = Callable[[Llava, Ranks], Llava | None]  # what of a cut model is written, whole, on the main process
 
 
 def save(
@@ -45,6 +46,7 @@ def save(
     ranks: Ranks,
     device: torch.device,
     save_model: SaveModel,
+    whole: Whole = whole_model,
     card: str = "",
 ) -> Path:
     """Write and commit ``step-N``; ``card`` is its README.md.
@@ -58,7 +60,7 @@ def save(
     }
     moments = optimizer.state()
     cut = any(isinstance(value, DTensor) for value in moments.values())
-    full = whole_model(model, ranks)
+    full = whole(model, ranks)
     if not ranks.main:
         if cut and (draft := ranks.of_main(None)) is not None:
             _write_parts(Path(draft), moments)
