@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that misbehaves on purpose. Standard library only; in a thread (``serving``) or a process of its own (``apart``).
+"""An OpenAI-compatible server that misbehaves on purpose. Standard library only; in a thread (``serving``) or a process (``apart``).
 
     python tests/misbehaving.py --faults error=0.1 throttle=0.05 --latency 0.05        prints its address, serves until killed
 

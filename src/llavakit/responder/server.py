@@ -1,7 +1,7 @@
 """Any OpenAI-compatible server as the one who replies, through the official ``openai`` client: OpenAI, vLLM, SGLang, Ollama, gateways.
 
-    complete(query)   one whole reply; no retries here, the pool knows when and what to ask again      AsyncOpenAI, a lane for every 32 calls
-    reply(talk)       pieces of text as they come, for one who reads along                             OpenAI, its own two retries
+    complete(query)   one whole reply; no retries here, the pool knows when and what to ask again     AsyncOpenAI, a lane for every 32 calls
+    reply(talk)       pieces of text as they come, for one who reads along                            OpenAI, its own two retries
 
 The key comes from the environment or the system's keyring and goes into the header of requests, nowhere else: every word of a server is
 scrubbed of it. ``OPENAI_API_KEY``, which many have set, is not sent to other machines over plain http.
@@ -35,9 +35,9 @@ _NO_KEY = "none"  # the client insists on one
 class ServerCompleter:
     """A model on a server: a ``Completer`` and a ``Responder``.
 
-    ``timeout`` is seconds for a whole reply. ``extra`` are further fields of the request, such as ``reasoning_effort``; they are part of the
-    name, and so of every key in a ledger. Raises ConfigError for an address it cannot use, ResponderError where a key is needed and none
-    is set, MissingExtraError without the ``openai`` package.
+    ``timeout`` is seconds for a whole reply. ``extra`` are further fields of the request, such as ``reasoning_effort``; they are part of
+    the name, and so of every key in a ledger. Raises ConfigError for an address it cannot use, ResponderError where a key is needed and
+    none is set, MissingExtraError without the ``openai`` package.
     """
 
     at_once = 4096

@@ -1,7 +1,7 @@
 """The shortest way from the official client to a server that speaks plain HTTP/1.1, such as one on this machine.
 
-The client's own transport looks through all its connections at every call, which at 256 of them costs more than all else. This one takes the
-connection that was free last, writes the request in one piece and reads one whole reply. TLS and proxies stay with the client's own.
+The client's own transport looks through all its connections at every call, which at 256 of them costs more than all else. This one takes
+the connection that was free last, writes the request in one piece and reads one whole reply. TLS and proxies stay with the client's own.
 
     client -- request --> Wire --> _Line (one connection, one call at a time) --> server
 """
@@ -159,7 +159,7 @@ class _Line(asyncio.Protocol):
         return bytes(self._held[start:]) if ended else None
 
     def _chunks(self, at: int) -> bytes | None:
-        parts = []
+        parts: list[bytes] = []
         while True:
             end = self._held.find(b"\r\n", at)
             if end < 0:
