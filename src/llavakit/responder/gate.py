@@ -8,7 +8,6 @@ from collections import deque
 from llavakit.responder.budget import Estimate, Purse
 from llavakit.responder.pace import Pace
 
-
 _TICK = 1e-3  # event loops are early by a trifle
 
 

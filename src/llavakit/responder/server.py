@@ -82,12 +82,12 @@ class ServerCompleter:
 
     def reply(self, conversation: Conversation, sampling: Sampling = Sampling()) -> Iterator[str]:  # noqa: B008  # frozen
         """Pieces of text as the server sends them. Raises UnavailableError when the stream breaks off before its end."""
-        failed: LlavaError
-        body = self._body(conversation, sampling) | {"stream": True}
+        failed: LlavaError = faults.unavailable("the reply broke off", "cut", self.base_url)
+        body, begun = self._body(conversation, sampling) | {"stream": True}, False
         client = self._openai.OpenAI(base_url=self.base_url, api_key=self._key or _NO_KEY, timeout=self._timeouts())
         try:
             with client, client.chat.completions.create(**_known(body)) as stream:
-                finish = None
+                begun, finish = True, None
                 for chunk in stream:
                     for choice in chunk.choices[:1]:
                         finish = choice.finish_reason or finish
@@ -95,13 +95,15 @@ class ServerCompleter:
                             yield choice.delta.content
             if finish:
                 return
-            failed = faults.unavailable("the reply broke off", "cut", self.base_url)
         except (self._openai.OpenAIError, ValueError) as error:
-            failed = self._fault(error)
-        except Exception as error:  # a stream that breaks off shows the transport's own errors
-            if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2"):
+            failed = (
+                faults.unavailable(f"the reply broke off ({self._clean(str(error))})", "cut", self.base_url)
+                if begun
+                else self._fault(error)
+            )
+        except Exception as error:  # where a stream breaks off, older clients show their transport's own errors
+            if not type(error).__module__.startswith("http"):
                 raise
-            failed = faults.unavailable("the reply broke off", "cut", self.base_url)
         raise failed
 
     async def close(self) -> None:
@@ -150,10 +152,13 @@ class ServerCompleter:
             return faults.unavailable(f"no reply within {self.timeout:g} s", "timeout", where)
         if isinstance(error, openai.APIConnectionError):
             cause = str(error.__cause__ or "") or "the connection broke off"
-            return faults.unavailable(faults.one_line(self._scrub(cause)), "no_connection", where)
+            return faults.unavailable(self._clean(cause), "no_connection", where)
         if isinstance(error, ValueError):
-            return faults.unavailable(f"the reply is malformed: {faults.one_line(self._scrub(str(error)))}", "malformed", where)
-        return ResponderError(faults.one_line(self._scrub(str(error))), code="client", where=where)
+            return faults.unavailable(f"the reply is malformed: {self._clean(str(error))}", "malformed", where)
+        return ResponderError(self._clean(str(error)), code="client", where=where)
+
+    def _clean(self, text: str) -> str:
+        return faults.one_line(self._scrub(text))
 
     def _scrub(self, text: str) -> str:
         return text.replace(self._key, "(the key)").replace(json.dumps(self._key)[1:-1], "(the key)") if self._key else text
