@@ -141,10 +141,9 @@ def main() -> None:
     for side, found in runs.items():
         seconds = [run["seconds"] for run in found]
         each, server = ([run[name] / given.count * 1000 for run in found] for name in ("cpu", "server"))
-        print(
-            f"{side:9} {spread(seconds)} s, {spread([s / bound for s in seconds])} of the bound; CPU {spread(each)} ms a question,", end=" "
-        )
-        print(f"the server's {spread(server)}; at most {max(run['at_once'] for run in found)} at once")
+        most = max(run["at_once"] for run in found)
+        print(f"{side:9} {spread(seconds)} s, {spread([s / bound for s in seconds])} of the bound; at most {most} at once")
+        print(f"{'':9} CPU {spread(each)} ms a question, the server's {spread(server)}")
         if side != "client":
             held = ", ".join(f"{run['held'][0]:.0f} -> {run['held'][-1]:.0f}" for run in found)
             print(f"{'':9} memory {held} MB")

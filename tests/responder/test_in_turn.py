@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from asking import question, questions
+from simulated import question, questions
+
 from llavakit.responder import InTurn, Ledger, Limits, ScriptedResponder, ask_all
 from llavakit.types import Conversation, Sampling
 

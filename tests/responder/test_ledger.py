@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import completion, question
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from simulated import completion, question
 
 from llavakit.errors import DataError, RefusedError
 from llavakit.responder import Completion, Ledger, Query, Usage, ledger

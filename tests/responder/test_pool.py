@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from asking import MemoryLedger, SimulatedLoop, Told, completion, question, questions, simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated import MemoryLedger, SimulatedLoop, Told, completion, question, questions, simulate
 
 from llavakit.errors import ConfigError, ImageError, RefusedError, ResponderError, ThrottledError, UnavailableError
 from llavakit.responder import Budget, Completion, Limits, Price, Query, Settled, ask_all_async, settled, whole

@@ -18,9 +18,9 @@ from typing import Any
 
 import PIL.Image
 import pytest
-from asking import question
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated import question
 
 from llavakit.errors import ConfigError, MissingExtraError, RefusedError, ResponderError, SamplingError, ThrottledError, UnavailableError
 from llavakit.responder import Completion, Query, ServerCompleter, Usage, faults

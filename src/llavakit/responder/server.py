@@ -96,11 +96,8 @@ class ServerCompleter:
             if finish:
                 return
         except (self._openai.OpenAIError, ValueError) as error:
-            failed = (
-                faults.unavailable(f"the reply broke off ({self._clean(str(error))})", "cut", self.base_url)
-                if begun
-                else self._fault(error)
-            )
+            said = f"the reply broke off ({self._clean(str(error))})"
+            failed = faults.unavailable(said, "cut", self.base_url) if begun else self._fault(error)
         except Exception as error:  # where a stream breaks off, older clients show their transport's own errors
             if not type(error).__module__.startswith("http"):
                 raise
