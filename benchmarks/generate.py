@@ -3,9 +3,9 @@
 The server is a process of its own on this machine that does nothing but wait (tests/misbehaving.py without faults). Bound by latency
 alone it would take count * latency / concurrency seconds. The official client costs CPU for every call, so it is measured as well:
 
-    client     AsyncOpenAI and a semaphore, nothing else: no ledger, no retries, replies thrown away
-    ours       ask_all: official client over our short way for plain http, ledger with fsync, judge, pace     goal: 1.5 times the bound,
-    ours-tls   the same over the client's own transport, as https takes it, in lanes of 32                      and of "client"
+    client         AsyncOpenAI and a semaphore, nothing else: no ledger, no retries, replies thrown away
+    ours           ask_all over our own wire for plain http: ledger with fsync, judge, pace               goal: 1.5 times the bound
+    ours-official  the same over the official client in lanes of 32, as https takes it                    goal: 1.5 times "client"
 
 Each run is a process of its own, the sides take turns. Memory is what the process holds after a fifth of the questions and at the end.
 """
@@ -30,7 +30,7 @@ from llavakit.responder import Ledger, Limits, Progress, Query, ServerCompleter,
 from llavakit.types import Conversation, Sampling
 
 SERVER = Path(__file__).parent.parent / "tests" / "misbehaving.py"
-SIDES = ("client", "ours", "ours-tls")
+SIDES = ("client", "ours", "ours-official")
 CONTEXT = " ".join(f"person: [0.{n:03d}, 0.200, 0.300, 0.400]" for n in range(20))  # as long as a picture's boxes
 
 
@@ -50,7 +50,7 @@ async def client(url: str, count: int, concurrency: int) -> None:
     import openai
 
     gate, waiting = asyncio.Semaphore(concurrency), set()
-    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as asked:
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as asked:
 
         async def one(query: Query) -> None:
             try:
@@ -75,8 +75,7 @@ def ours(url: str, count: int, concurrency: int, folder: Path, *, direct: bool) 
         if progress.done >= count * (len(held) + 1) / 5:
             held.append(resident())
 
-    completer = ServerCompleter("teacher", base_url=url)
-    completer._direct = direct and completer._direct
+    completer = ServerCompleter("teacher", base_url=url, direct=direct)
     with Ledger(folder / "ledger.sqlite") as ledger:
         outcome = ask_all(queries(count), completer, ledger, limits=Limits(concurrency=concurrency), on_progress=look)
         assert outcome.progress.accepted == ledger.spent("teacher").replies == count
@@ -105,7 +104,7 @@ def measured(side: str, given: argparse.Namespace) -> dict[str, Any]:
             assert server.stdout
             url = server.stdout.readline().strip()
             words = [sys.executable, __file__, "--side", side, "--url", url, "--count", str(given.count)]
-            done = subprocess.run([*words, "--concurrency", str(given.concurrency)], check=True, capture_output=True, text=True)
+            done = subprocess.run([*words, "--concurrency", str(given.concurrency)], check=True, stdout=subprocess.PIPE, text=True)
             with urllib.request.urlopen(url) as answer:
                 counts = json.load(answer)
         finally:
@@ -142,14 +141,14 @@ def main() -> None:
         seconds = [run["seconds"] for run in found]
         each, server = ([run[name] / given.count * 1000 for run in found] for name in ("cpu", "server"))
         most = max(run["at_once"] for run in found)
-        print(f"{side:9} {spread(seconds)} s, {spread([s / bound for s in seconds])} of the bound; at most {most} at once")
-        print(f"{'':9} CPU {spread(each)} ms a question, the server's {spread(server)}")
+        print(f"{side:13} {spread(seconds)} s, {spread([s / bound for s in seconds])} of the bound; at most {most} at once")
+        print(f"{'':13} CPU {spread(each)} ms a question, the server's {spread(server)}")
         if side != "client":
             held = ", ".join(f"{run['held'][0]:.0f} -> {run['held'][-1]:.0f}" for run in found)
-            print(f"{'':9} memory {held} MB")
+            print(f"{'':13} memory {held} MB")
         if side != "client" and "client" in runs:
             ratios = [a["seconds"] / b["seconds"] for a, b in zip(found, runs["client"], strict=True)]
-            print(f"{'':9} {spread(ratios)} of the bare client's time")
+            print(f"{'':13} {spread(ratios)} of the bare client's time")
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["direct", "official"])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Our short way for plain http, and the client's own transport, which https takes."""
+    """Our own wire for plain http, and the official client, which https takes."""
     if request.param == "official":
-        monkeypatch.setattr("llavakit.responder.server._has_proxy", lambda host: True)
+        monkeypatch.setattr("llavakit.responder.server._has_proxy", lambda host: True)  # which is one reason to take the client
     return str(request.param)
 
 
