@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Exit, Option, Typer
 
 from llavakit import __version__
-from llavakit.cli import ask, chat, convert, data, demo, environment, info, miniature, plan, scenes, show, train, verify
+from llavakit.cli import ask, chat, concepts, convert, data, demo, environment, info, miniature, plan, scenes, show, train, verify
 
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
@@ -16,6 +16,7 @@ COMMANDS = (
     ("info", info.info, info.EXAMPLES),
     ("plan", plan.plan, plan.EXAMPLES),
     ("verify", verify.verify, verify.EXAMPLES),
+    ("concepts", concepts.concepts, concepts.EXAMPLES),
     ("convert", convert.convert, convert.EXAMPLES),
     ("demo", demo.demo, demo.EXAMPLES),
     ("env", environment.environment, environment.EXAMPLES),
