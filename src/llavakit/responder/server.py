@@ -37,8 +37,8 @@ class ServerCompleter:
     """A model on a server: a ``Completer`` and a ``Responder``.
 
     ``timeout`` is seconds for a whole reply; ``extra`` are further fields of the request, such as ``reasoning_effort``, and part of the
-    name, so of every key in a ledger; ``direct=False`` takes the official client for plain http too. Raises ConfigError for an address it cannot
-    use, ResponderError where a key is needed and none is set, MissingExtraError where the ``openai`` package is needed and not there.
+    name, so of every key in a ledger; ``direct=False`` takes the official client for plain http too. Raises ConfigError for an address
+    it cannot use, ResponderError where a key is needed and none is set, MissingExtraError where ``openai`` is needed and not installed.
     """
 
     at_once = 4096
