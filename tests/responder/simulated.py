@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import selectors
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from llavakit.errors import LlavaError
-from llavakit.responder import Completion, Query, Spent, Usage
+from llavakit.errors import LlavaError, ThrottledError, UnavailableError
+from llavakit.responder import Completion, Query, Spent, Usage, ask_all_async
 from llavakit.types import Conversation, Sampling
 
 
@@ -101,3 +102,19 @@ def simulate(work: Awaitable[Any]) -> tuple[Any, float]:
 
 async def _awaited(work: Awaitable[Any]) -> Any:
     return await work
+
+
+def throttled(after: float | None = None) -> ThrottledError:
+    error = ThrottledError("slow down", code="throttled")
+    error.retry_after = after
+    return error
+
+
+def unavailable() -> UnavailableError:
+    return UnavailableError("out of order", code="server_error")
+
+
+def run(count: int, told: Told, ledger: MemoryLedger | None = None, **options: Any) -> tuple[Any, float]:
+    """Ask so many questions on the simulated clock."""
+    options.setdefault("dice", random.Random(0))
+    return simulate(ask_all_async(questions(count), told, ledger or MemoryLedger(), **options))  # type: ignore[arg-type]

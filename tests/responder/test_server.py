@@ -200,7 +200,7 @@ def test_any_json_is_a_reply_or_a_fault_and_can_be_kept(reply: object) -> None:
         read = completer._read(reply)
     except (ResponderError, ValueError):
         return
-    assert (read.text + read.model).encode()
+    assert (read.text + read.model).encode() is not None  # it can be written
     assert read.usage is None or 0 <= read.usage.prompt_tokens < 2**63
 
 
@@ -269,11 +269,16 @@ def test_http_in_all_its_forms(said: str) -> None:
     assert (reply.text if isinstance(reply, Completion) else reply.code) == RAW[said]
 
 
-def test_nobody_there(transport: str) -> None:
+def test_nobody_there(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as door:
         port = door.getsockname()[1]
     error = ask_one(f"http://127.0.0.1:{port}/v1")
     assert (type(error), error.code) == (UnavailableError, "no_connection")
+
+    def unknown(*_: object, **__: object) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     error = ask_one("http://no-such-host.invalid/v1")
     assert (type(error), error.code) == (UnavailableError, "no_connection")
 

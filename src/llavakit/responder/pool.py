@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from llavakit.errors import LlavaError, MissingExtraError, RefusedError, ResponderError, ThrottledError, UnavailableError
+from llavakit.errors import ConfigError, LlavaError, MissingExtraError, RefusedError, ResponderError, ThrottledError, UnavailableError
 from llavakit.responder.budget import Budget, Estimate, Purse, estimate
 from llavakit.responder.gate import Gate, StoppedError
 from llavakit.responder.ledger import Ledger
@@ -54,6 +54,12 @@ class Limits:
     grace: float = 30.0
     in_a_row: int = 100
     budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        least = {"concurrency": 1, "in_a_row": 1, "retries": 0, "again": 0, "deadline": 0, "first_wait": 0, "grace": 0}
+        if wrong := next((name for name, value in least.items() if not getattr(self, name) >= value), None):
+            remedy = f"give {least[wrong]} or more"
+            raise ConfigError(f"{getattr(self, wrong)} is out of range", code="bad_limit", where=wrong, remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
