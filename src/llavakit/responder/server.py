@@ -232,10 +232,12 @@ def _words(text: object) -> str:
 
 def _usage(counted: object) -> Usage | None:
     """Tokens as the server counts them, where it does."""
-    counts = [counted.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(counted, Mapping) else []
-    if len(counts) == 2 and all(isinstance(count, int) and 0 <= count < 2**40 for count in counts):
-        return Usage(prompt_tokens=counts[0], reply_tokens=counts[1])
-    return None
+    if not isinstance(counted, Mapping):
+        return None
+    prompt, reply = counted.get("prompt_tokens"), counted.get("completion_tokens")
+    if not (isinstance(prompt, int) and isinstance(reply, int) and 0 <= prompt < 2**40 and 0 <= reply < 2**40):
+        return None
+    return Usage(prompt_tokens=prompt, reply_tokens=reply)
 
 
 def _digest(fields: Mapping[str, Any]) -> str:
