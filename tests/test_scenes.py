@@ -15,10 +15,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import llavakit
+from llavakit.datagen.drawn import export
 from llavakit.eval.scenes import Asked, ask, best_guess, caption_f1, held_out, overall, score, table
 from llavakit.scenes.close_up import close_up
 from llavakit.scenes.draw import RGB, blank, box, draw
-from llavakit.scenes.export import export
 from llavakit.scenes.questions import KINDS, pick, questions
 from llavakit.scenes.statements import ORDER, captions, near_misses, statements
 from llavakit.scenes.world import COLORS, LETTER, PLACES, SHAPES, Scene, Thing, make_scene, scenes

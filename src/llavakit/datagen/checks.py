@@ -24,22 +24,30 @@ from llavakit.datagen.parse import Kind, Reject, Turns, refuses
 from llavakit.types import IMAGE_MARKER
 
 _NUMBERS = re.compile(r"[\[(]\s*[01]?\.\d+\s*,\s*[01]?\.\d+|\b[01]\.\d{3}\b|\b[xy][12]\s*[=:]|\bx1\b.{0,12}\by1\b")
+_THINGS = r"(?:box(?:es)?|objects?|captions?|coordinates|descriptions?|information|context|sentences?|details)"
 _SOURCE = re.compile(
-    r"\bbounding[- ]box|\bcaptions?\b|\bcaptioned\b|\b(?:box(?:es)?|list) of (?:detected )?objects\b"
-    r"|\b(?:detected|given|provided|listed|labell?ed|annotated) (?:box(?:es)?|objects?|captions?|coordinates|descriptions?|information|context|sentences?|details)\b"
+    r"\bbounding[- ]box|\bcaption(?:s|ed)?\b"
+    r"|\b(?:box(?:es)?|list) of (?:detected )?objects\b"
+    rf"|\b(?:detected|given|provided|listed|labell?ed|annotated) {_THINGS}\b"
+    rf"|\b{_THINGS} (?:that (?:is|are|was|were) )?(?:given|provided)\b"
     r"|\b(?:the|these|those|your|its) (?:box )?coordinates\b|\bboxes (?:indicate|show|suggest|tell|reveal)"
-    r"|\b(?:based on|according to|from|in|by) (?:the|this|these|your) (?:textual |written |image )?(?:description|sentence|annotation|metadata)s?\b"
+    r"|\b(?:based on|according to|from|in|by) (?:the|this|these|your) (?:written )?(?:description|sentence|annotation|metadata)s?\b"
     r"|\b(?:is|are|was|were|as) described (?:as|in|by)\b"
     r"|\b(?:description|sentence|annotation)s? (?:do(?:es)? not |doesn['’]t |don['’]t )?(?:say|mention|state|indicate|specify|provide)",
     re.IGNORECASE,
-)  # fmt: skip
+)
 _CHOICE = re.compile(r"\bor\b|\bwhich of\b", re.IGNORECASE)
 _WORD = re.compile(r"[a-z0-9]+(?:['’][a-z]+)?")
 _END = re.compile(r"[.!?…][\"'”’)\]*_`]*$|[:;|`]$")
 _EMPTY = frozenset(
-    "a an the is are was were be been being am do does did it its this that these those there here in on at of to and with by for from as"
-    " what which who whom whose where when why how can could you see i we they he she his her their them has have had not image picture photo"
-    " photograph scene shown seen visible depicted shows show one".split()
+    re.findall(
+        r"\w+",
+        """
+a an the is are was were be been being am do does did it its this that these those there here in on at of to and with by for from as
+what which who whom whose where when why how can could you see i we they he she his her their them has have had not image picture photo
+photograph scene shown seen visible depicted shows show one
+""",
+    )
 )
 SHORT = 12  # words: an answer below that may end as it likes ("A red kite")
 

@@ -5,16 +5,19 @@
                                            a blank line
     dog: [0.120, 0.540, 0.480, 0.910]      boxes: category: [x1, y1, x2, y2]
 
-    (0,0) ---- x ---->                     x and y are fractions of width and height,
-      |   (x1,y1)-----+                    top left first, three decimals
+    (0,0) ---- x ---->
+      |   (x1,y1)-----+
       y      |        |
       v      +-----(x2,y2)
+
+x and y are fractions of width and height, rounded to three decimals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llavakit.errors import DataError
@@ -93,6 +96,8 @@ def checked(context: Context, where: str) -> Context:
     """The context itself. Raises DataError where there is nothing to tell a teacher, or where a caption would be read as a picture."""
     if not context.captions and not context.boxes:
         raise _bad("neither captions nor boxes", where, "give at least one of them")
+    if Path(context.image).is_absolute() or ".." in Path(context.image).parts:
+        raise _bad(f"the image {context.image!r} may lie outside the folder of pictures", where, "name it from that folder")
     if IMAGE_MARKER in context.words():
         raise _bad(f"a caption or category spells {IMAGE_MARKER}", where, "reword it: in training files that is a picture")
     return context

@@ -104,7 +104,7 @@ def _dialogue(text: str, *, only: int | None) -> Turns | Reject:
 
 
 def _parts(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """(role, text) of every part that holds anything; the role of words without a marker is empty. Markers are long or short, never both."""
+    """(role, text) of every part that holds anything; words without a marker have no role. Markers are long or short, never both."""
     long = any((found := _MARKER.fullmatch(line)) and len(found[1]) > 1 for line in lines)
     role, words, opened = "", list[str](), False
     for line in lines:
