@@ -39,6 +39,7 @@ _FINISH = {
 _SEPARATOR = re.compile(r"\s*={3,}\s*")
 _MARKER = re.compile(r"[\s*_#>]*(question|answer|q|a)[ ]?\d{0,2}[*_]*\s*:[*_]*(?:\s+|$)(.*)", re.IGNORECASE | re.DOTALL)
 _FENCE = re.compile(r"```\w*\n(.*?)\n?```", re.DOTALL)
+_VERDICT = re.compile(r"[\s*_`\"]*(keep|drop)\b[*_`\"]*[\s:,.–—-]*(.*)", re.IGNORECASE | re.DOTALL)
 _BAD = re.compile("[\0\ufffd\ud800-\udfff]")
 _REFUSAL = re.compile(
     r"\W*(?:(?:i['’]?m|i am|we are|we're)\s+(?:very\s+|so\s+|really\s+)?(?:sorry|afraid|unable|not able)\b"
@@ -70,6 +71,14 @@ def read(kind: Kind, text: str, finish: Finish = "stop") -> Turns | Reject:
 def refuses(text: str) -> bool:
     """Does a text begin as refusals do?"""
     return _REFUSAL.match(text) is not None
+
+
+def verdict(text: str) -> str | Reject | None:
+    """A review's reply: None to keep the sample, the reason to drop it, or a Reject where it is neither."""
+    found = _VERDICT.fullmatch(text.strip())
+    if found is None:
+        return Reject("no_verdict", text.strip()[:120])
+    return None if found[1].lower() == "keep" else (found[2].strip() or "no reason given")
 
 
 def write(turns: Turns) -> str:

@@ -20,7 +20,6 @@ from llavakit.datagen.context import Box, Context
 from llavakit.datagen.kinds import KINDS, Prompts
 from llavakit.datagen.parse import Kind, Turns, write
 from llavakit.errors import RefusedError
-from llavakit.responder import Completion, Query
 from llavakit.scenes.draw import box
 from llavakit.scenes.export import image_name
 from llavakit.scenes.questions import pick
@@ -95,9 +94,6 @@ class ScenesTeacher:
         if not conversation.turns[-1].text.strip().startswith("\n".join(drawn.context.captions)):
             raise _refused(source.name)
         return iter((self._say(kind, drawn.scene),))
-
-    async def complete(self, query: Query) -> Completion:
-        return Completion(text="".join(self.reply(query.conversation, query.sampling)), finish="stop", model=self.name)
 
     def _say(self, kind: Kind, scene: Scene) -> str:
         if kind == "conversation":
