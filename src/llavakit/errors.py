@@ -90,6 +90,8 @@ class ThrottledError(ResponderError):
 class UnavailableError(ResponderError):
     """A fault on the way or in the server (5xx, timeouts, broken connections): the same question may succeed later."""
 
+    retry_after: float | None = None
+
 
 class RefusedError(ResponderError):
     """This question is refused (400, 413, 422): asking it again is of no use, the others are not concerned."""

@@ -14,6 +14,8 @@ import binascii
 import io
 import math
 import re
+import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +27,7 @@ Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 IMAGE_MARKER = "<image>"  # LLaVA's files only; inside the program a picture is an Image part
 _NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
+_MAGIC = ((b"\x89PNG", 0, "image/png"), (b"\xff\xd8", 0, "image/jpeg"), (b"GIF8", 0, "image/gif"), (b"WEBP", 8, "image/webp"))
 MAX_DATA_URL = 64 * 1024 * 1024  # characters (hardening I16)
 
 
@@ -304,11 +307,21 @@ def _openai_content(message: Message) -> str | list[dict[str, Any]]:
 
 
 def encode_data_url(image: Image) -> str:
-    """A picture's encoded bytes as a data URL; the type is left to the reader, who sniffs the content."""
-    if isinstance(image.source, Pixels):
-        raise ImageError("decoded pixels have no file bytes", code="image_unreadable", remedy="encode them as PNG first")
-    data = image.source if isinstance(image.source, bytes) else image.source.read_bytes()
-    return "data:application/octet-stream;base64," + base64.b64encode(data).decode("ascii")
+    """A picture as a data URL of the type that its first bytes show; pixels are written as PNG."""
+    source = image.source
+    data = _png(source) if isinstance(source, Pixels) else source if isinstance(source, bytes) else source.read_bytes()
+    kind = next((kind for magic, at, kind in _MAGIC if data[at : at + len(magic)] == magic), "application/octet-stream")
+    return f"data:{kind};base64," + base64.b64encode(data).decode("ascii")
+
+
+def _png(pixels: Pixels) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    row = 3 * pixels.width
+    rows = b"".join(b"\0" + pixels.rgb[at : at + row] for at in range(0, len(pixels.rgb), row))  # each row says that it is not filtered
+    head = struct.pack(">2I5B", pixels.width, pixels.height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def decode_data_url(url: str, *, where: str = "image_url") -> bytes:

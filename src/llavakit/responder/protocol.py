@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Protocol
 
+from llavakit.errors import ImageError
 from llavakit.types import Conversation, Image, Message, Pixels, Sampling, Text
 
 Finish = Literal["stop", "length", "filter", "cut"]
@@ -47,8 +49,23 @@ class Query:
 
     def key(self, model: str) -> str:
         """64 hexadecimal digits that stand for this question to this model: model, sampling, every word, every picture's bytes."""
-        asked = {"model": model, "sampling": asdict(self.sampling), "messages": [_said(m) for m in self.conversation.messages]}
+        return hashlib.sha256(f"{self._asked}{model}".encode()).hexdigest()
+
+    @cached_property
+    def _asked(self) -> str:
+        """The digest of all but the model, made once: pictures are read for it."""
+        asked = {"sampling": vars(self.sampling), "messages": [_said(message) for message in self.conversation.messages]}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+    def attempt(self, number: int) -> Query:
+        """The same question for the ``number``-th time after a reply was rejected: with another seed, and so another key.
+
+        The seed is drawn from the first one, not counted up, so that it never meets a neighbour's who asks the same with seed + 1.
+        """
+        if not number:
+            return self
+        drawn = hashlib.sha256(f"{self.sampling.seed}:{number}".encode()).digest()
+        return replace(self, sampling=self.sampling.but(seed=int.from_bytes(drawn[:4], "big") >> 1))  # 31 bits: every server takes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +82,15 @@ class Completer(Protocol):
     """Anything that can be asked many things at once. ``name`` goes into keys and provenance and holds no secret."""
 
     name: str
+    at_once: int
+    """How many questions it takes at a time."""
 
     async def complete(self, query: Query) -> Completion:
         """The whole reply. Raises ResponderError; which of its kinds says whether to wait, to skip this one or to stop."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and threads; the next question opens new ones."""
         ...
 
 
@@ -80,4 +103,8 @@ def _digest(image: Image) -> str:
     source = image.source
     if isinstance(source, Pixels):
         return hashlib.sha256(f"{source.width}x{source.height}:".encode() + source.rgb).hexdigest()
-    return hashlib.sha256(source if isinstance(source, bytes) else source.read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(source if isinstance(source, bytes) else source.read_bytes()).hexdigest()
+    except OSError as error:
+        remedy = "is the folder of pictures the right one?"
+        raise ImageError(error.strerror or "cannot be read", code="image_not_found", where=str(source), remedy=remedy) from None
