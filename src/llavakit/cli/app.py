@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Exit, Option, Typer
 
 from llavakit import __version__
-from llavakit.cli import ask, chat, convert, data, demo, environment, info, miniature, plan, scenes, show, train, verify
+from llavakit.cli import ask, caption, chat, convert, data, demo, environment, generate, info, miniature, plan, scenes, show, train, verify
 
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
@@ -17,6 +17,8 @@ COMMANDS = (
     ("plan", plan.plan, plan.EXAMPLES),
     ("verify", verify.verify, verify.EXAMPLES),
     ("convert", convert.convert, convert.EXAMPLES),
+    ("generate", generate.generate, generate.EXAMPLES),
+    ("caption", caption.caption, caption.EXAMPLES),
     ("demo", demo.demo, demo.EXAMPLES),
     ("env", environment.environment, environment.EXAMPLES),
 )

@@ -49,6 +49,9 @@ photograph scene shown seen visible depicted shows show one
 """,
     )
 )
+CODES = (
+    "coordinates", "names_source", "gives_away", "refusal", "unfinished", "marker", "unknown_objects", "duplicate",
+)  # fmt: skip
 SHORT = 12  # words: an answer below that may end as it likes ("A red kite")
 
 

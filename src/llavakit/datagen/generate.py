@@ -21,7 +21,7 @@ from llavakit.datagen.plan import Task
 from llavakit.datagen.rows import filled
 from llavakit.responder import Completer, Completion, Query
 from llavakit.responder.ledger import Ledger
-from llavakit.responder.pool import Limits, Outcome, Settled, ask_all, settled
+from llavakit.responder.pool import Judge, Limits, Outcome, Settled, ask_all, settled
 from llavakit.responder.progress import Progress
 from llavakit.types import Image, Sampling
 
@@ -51,6 +51,14 @@ class Job:
         turns = filled(task, turns)
         context = task.context if task.kind != "answer" else None
         return check(task.kind, turns, context, self.rules) or turns
+
+    def judge(self, task: Task) -> Judge:
+        """The pool's judge of one task's replies."""
+
+        def judge(query: Query, completion: Completion) -> str | None:
+            return _reason(self.read(task, completion))
+
+        return judge
 
     def reviewed(self, task: Task, turns: Turns) -> Query:
         """The question whether a row may be used."""
@@ -102,7 +110,7 @@ def run(
             yield job.query(task)
 
     def judge(query: Query, completion: Completion) -> str | None:
-        return _reason(job.read(under_way[query.id], completion))
+        return job.judge(under_way[query.id])(query, completion)
 
     def forget(done: Settled) -> None:
         del under_way[done.query.id]

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from llavakit.datagen.parse import Kind, Reject, read
 from llavakit.errors import ConfigError
@@ -90,9 +90,9 @@ def _prompt(path: Path, name: str) -> Prompt:
     """A file's roles in their order: one system, then pairs of user and assistant; examples must be what the parser takes."""
     parts: list[tuple[str, list[str], int]] = []
     for number, line in enumerate(_text(path).split("\n"), 1):
-        role = _ROLE.fullmatch(line)
-        if role:
-            parts.append((role[1], [], number))
+        marker = _ROLE.fullmatch(line)
+        if marker:
+            parts.append((marker[1], [], number))
         elif parts:
             parts[-1][1].append(line)
         elif line.strip():
@@ -105,7 +105,8 @@ def _prompt(path: Path, name: str) -> Prompt:
             raise _bad(f"[{role}] stands where [{due}] is due", where, "write [system], then [user] and [assistant] in turn")
         if not text or IMAGE_MARKER in text:
             raise _bad(f"[{role}] {f'spells {IMAGE_MARKER}' if text else 'holds no text'}", where, "reword it" if text else "write it")
-        if role == "assistant" and name in KINDS and isinstance(found := read(cast(Kind, name), text), Reject):
+        kind = next((kind for kind in KINDS if kind == name), None)
+        if role == "assistant" and kind and isinstance(found := read(kind, text), Reject):
             raise _bad(f"an example that would be rejected ({found.code}): {found.detail}", where, "write it in the form asked for")
         texts.append(text)
     if len(texts) % 2 == 0:

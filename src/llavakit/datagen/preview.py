@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llavakit.datagen.generate import Job
-from llavakit.datagen.kinds import Prompts
+from llavakit.datagen.kinds import KINDS, Prompts
 from llavakit.datagen.parse import Kind
 from llavakit.datagen.plan import Task
 from llavakit.responder.budget import Price
@@ -52,8 +52,9 @@ def preview(job: Job, *, price: Price | None, concurrency: int, known: Callable[
     """Count without asking. ``known`` tells what the ledger holds already."""
     questions: Counter[str] = Counter()
     answered, read, written, first = 0, 0.0, 0.0, ""
-    before = {kind: _before(job.prompts, kind) for kind in ("conversation", "detail", "reasoning", "answer")}
-    reply = {kind: _reply(job.prompts, kind) for kind in before}
+    kinds: tuple[Kind, ...] = (*KINDS, "answer")
+    before = {kind: _before(job.prompts, kind) for kind in kinds}
+    reply = {kind: _reply(job.prompts, kind) for kind in kinds}
     for task in job.tasks:
         questions[task.kind] += 1
         first = first or _shown(job, task)

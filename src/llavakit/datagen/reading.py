@@ -19,6 +19,8 @@ from typing import Any
 
 from llavakit.datagen.context import CROWD, Box, Context, checked, clean, from_record
 from llavakit.errors import DataError
+from llavakit.scenes.export import DESCRIPTION
+from llavakit.types import IMAGE_MARKER
 
 CAPTIONS, INSTANCES = "captions.json", "instances.json"
 
@@ -29,6 +31,7 @@ class Known:
 
     contexts: tuple[Context, ...]
     left_out: Mapping[str, int]
+    drawn: bool = False  # by llava scenes export
 
     def lines(self) -> list[str]:
         return [f"left out: {count} {name}" for name, count in self.left_out.items() if count]
@@ -81,7 +84,33 @@ def read_coco(captions: Path, instances: Path | None = None) -> Known:
             left_out["pictures without a caption"] += 1
             continue
         contexts.append(checked(context, f"{captions} (id {context.id})"))
-    return _known(captions, contexts, left_out)
+    info = told.get("info")
+    return _known(captions, contexts, left_out, drawn=isinstance(info, Mapping) and info.get("description") == DESCRIPTION)
+
+
+def read_asked(path: Path) -> list[tuple[Context, str]]:
+    """Pictures with what people ask about them, one {"id", "image", "prompt"} a line. Raises DataError."""
+    asked = []
+    places: dict[str, int] = {}
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        record = _json(line, f"{path}:{number}")
+        prompt = record.get("prompt") if isinstance(record, Mapping) else None
+        where = f"{path}:{number}"
+        if not isinstance(prompt, str) or not prompt.strip() or IMAGE_MARKER in prompt:
+            raise _bad("no prompt that can be asked", where, f"write what a person says about the picture, without {IMAGE_MARKER}")
+        context, _ = from_record({**record, "captions": ["(a picture)"], "instances": []}, where=where)
+        if places.setdefault(context.id, number) != number:
+            raise _bad(f"line {places[context.id]} has this id too", f"{where} (id {context.id})", "give every question an id of its own")
+        asked.append((Context(context.id, context.image, ()), prompt.strip()))
+    return asked
+
+
+def has_prompts(path: Path) -> bool:
+    """Is this a file of people's own questions?"""
+    first = _first(path)
+    return isinstance(first, Mapping) and "prompt" in first
 
 
 def _boxes(path: Path, wanted: Mapping[Any, Mapping[str, Any]], left_out: Counter[str]) -> dict[Any, list[Box]]:
@@ -151,26 +180,30 @@ def _id(picture: Mapping[str, Any]) -> str:
 
 def _is_coco(path: Path) -> bool:
     """One JSON object that has images in it; JSONL begins with an object that ends on its line."""
+    first = _first(path)
+    return "images" in first if isinstance(first, Mapping) else first == "{" and path.suffix.lower() == ".json"
+
+
+def _first(path: Path) -> Any:
+    """The value on a file's first line, or the line's first character where it is no whole value."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             head = file.readline().strip()
-    except (OSError, UnicodeDecodeError):
-        return False  # the reader says what is wrong
-    try:
-        first = json.loads(head)
+        return json.loads(head)
     except json.JSONDecodeError:
-        return head.startswith("{") and path.suffix.lower() == ".json"
-    return isinstance(first, Mapping) and "images" in first
+        return head[:1]
+    except (OSError, UnicodeDecodeError):
+        return ""  # the reader says what is wrong
 
 
-def _known(path: Path, contexts: list[Context], left_out: Counter[str]) -> Known:
+def _known(path: Path, contexts: list[Context], left_out: Counter[str], *, drawn: bool = False) -> Known:
     if not contexts:
         raise _bad("no picture", str(path), "the file is empty")
     counts = Counter(context.id for context in contexts)
     name, times = counts.most_common(1)[0]
     if times > 1:
         raise _bad(f"{times} pictures whose files are called {name}", str(path), "rename them: ids come from the files' names")
-    return Known(contexts=tuple(contexts), left_out=dict(left_out))
+    return Known(contexts=tuple(contexts), left_out=dict(left_out), drawn=drawn)
 
 
 def _text(path: Path) -> str:

@@ -122,7 +122,7 @@ def describe(scene: Scene) -> str:
         if direction:
             said.append(f"The {a.name} is {direction} the {b.name}.")
     said += [f"The {scene.things[front].name} lies in front of the {scene.things[back].name}." for back, front in scene.overlaps]
-    said += [f"A sign {where(s.place)} says {s.text}." for s in scene.signs if s.type == "large"]
+    said += [f"The {s.kind} {where(s.place)} reads {s.text}." for s in scene.signs if s.type == "large"]
     return " ".join(said)
 
 
@@ -142,8 +142,12 @@ def reason(scene: Scene) -> tuple[str, str]:
     big = sum(thing.size == "big" for thing in scene.things)
     small = total - big
     verdict = "as many big as small things" if big == small else f"more {'big' if big > small else 'small'} things"
-    answer = f"{seen} {NUMBERS[big].capitalize()} of them {'is' if big == 1 else 'are'} big and {NUMBERS[small]}"
+    answer = f"{seen} {_of(big).capitalize()} of them {'is' if big == 1 else 'are'} big and {_of(small)}"
     return "Are there more big things or more small things?", f"{answer} {'is' if small == 1 else 'are'} small, so there are {verdict}."
+
+
+def _of(number: int) -> str:
+    return NUMBERS[number] if number else "none"
 
 
 def _list(words: list[str]) -> str:

@@ -34,6 +34,14 @@ _WORDS = {
     "description",
     "$schema",
 }
+_SHAPES: Mapping[str, type] = {
+    "properties": dict,
+    "required": list,
+    "enum": list,
+    "additionalProperties": bool,
+    "minItems": int,
+    "maxItems": int,
+}
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL | re.IGNORECASE)
 
 
@@ -110,16 +118,8 @@ def _look(schema: Any, where: str) -> None:
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if not isinstance(kinds, list) or not set(kinds) <= set(_TYPES):
         raise _bad("an unknown type", where, f"use {', '.join(_TYPES)}")
-    shapes = (
-        ("properties", Mapping),
-        ("required", list),
-        ("enum", list),
-        ("additionalProperties", bool),
-        ("minItems", int),
-        ("maxItems", int),
-    )
-    for name, shape in shapes:
-        if not isinstance(schema.get(name, shape()) if shape is not Mapping else schema.get(name, {}), shape):
+    for name, shape in _SHAPES.items():
+        if name in schema and (not isinstance(schema[name], shape) or (shape is int and isinstance(schema[name], bool))):
             raise _bad(f"{name!r} has not the form it must have", where, "look it up in JSON Schema")
     for name, inner in schema.get("properties", {}).items():
         _look(inner, f"{where} {name}")

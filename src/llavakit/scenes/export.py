@@ -33,6 +33,7 @@ BRIEF = (
     "Summarize the picture in a sentence.", "Say in a few words what is drawn here.",
 )  # fmt: skip
 Progress = Callable[[int, int], None]
+DESCRIPTION = "drawn scenes"  # what the COCO files say they are
 CLOSE_UP = 112  # pixels: a view of the miniature
 START = {"train": 0, "test": 50_000_000}  # seeds of the splits start far apart; the split itself is a matter of content
 
@@ -129,7 +130,7 @@ def coco_captions(chosen: Sequence[Scene]) -> dict[str, Any]:
         for number, scene in enumerate(chosen)
         for which, caption in enumerate(captions(scene))
     ]
-    return {"info": {"description": "drawn scenes"}, "images": _coco_images(chosen), "annotations": notes}
+    return {"info": {"description": DESCRIPTION}, "images": _coco_images(chosen), "annotations": notes}
 
 
 def coco_instances(chosen: Sequence[Scene]) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def coco_instances(chosen: Sequence[Scene]) -> dict[str, Any]:
             extent = [x0, y0, x1 - x0, y1 - y0]
             note = {"id": len(notes) + 1, "image_id": scene.seed, "category_id": SHAPES.index(thing.shape) + 1, "bbox": extent}
             notes.append(note | {"area": extent[2] * extent[3], "iscrowd": 0, "color": thing.color, "size": thing.size})
-    return {"info": {"description": "drawn scenes"}, "images": _coco_images(chosen), "annotations": notes, "categories": categories}
+    return {"info": {"description": DESCRIPTION}, "images": _coco_images(chosen), "annotations": notes, "categories": categories}
 
 
 def _coco_images(chosen: Sequence[Scene]) -> list[dict[str, Any]]:
