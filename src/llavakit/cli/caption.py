@@ -51,6 +51,7 @@ def caption(
         questions=tuple(dict.fromkeys(question or (library.QUESTION,))),
         sampling=drawing.sampling(),
         schema=schemas.load(schema) if schema is not None else None,
+        again=0 if who == asking.OWN and not drawing.temperature else 2,  # a greedy model says the same again
     )
     teacher = whom.completer(who, loading, Prompts.load())
     limits = whom.limits(again=job.again)

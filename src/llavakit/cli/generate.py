@@ -93,7 +93,10 @@ def generate(
     who = whom.teacher or (asking.SCENES if drawn else "")
     if not who:
         remedy = f"add --teacher: {asking.OWN}, {asking.OPENAI} or a server's address"
-        raise ConfigError("who should be asked?", code="bad_value", where="--teacher", remedy=remedy)
+        raise ConfigError("nobody is named to answer", code="bad_value", where="--teacher", remedy=remedy)
+    if who == asking.SCENES and not drawn:
+        remedy = "name another, or give a folder of llava scenes export"
+        raise ConfigError("that teacher knows drawn scenes only", code="bad_value", where="--teacher", remedy=remedy)
     place = images or (source / "images" if (source / "images").is_dir() else source if source.is_dir() else source.parent)
     sees = see or review or asked or who == asking.SCENES
     job = Job(
