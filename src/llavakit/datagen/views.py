@@ -23,7 +23,7 @@ from llavakit.datagen.files import line, whole
 from llavakit.datagen.generate import Made
 from llavakit.datagen.kinds import Prompts
 from llavakit.datagen.objects import named
-from llavakit.datagen.parse import Reject, Turns
+from llavakit.datagen.parse import Reject
 from llavakit.datagen.rows import sample
 
 ROWS, REJECTS, FINETUNE = "rows.jsonl", "rejects.jsonl", "finetune.json"
@@ -71,7 +71,7 @@ def write_views(
                     line(rejects, _reject(one, Reject("no_reply", failures[task.id]), 0, "", teacher))
                 continue
             text = said(one.turns)
-            repeated = _repeated(seen, task.id, one.turns, rules)
+            repeated = _repeated(seen, one, rules)
             if repeated is not None:
                 counts.rejects[repeated.code] += 1
                 line(rejects, _reject(one, repeated, one.attempt, text, teacher))
@@ -84,10 +84,12 @@ def write_views(
     return counts
 
 
-def _repeated(seen: Seen, name: str, turns: Turns, rules: Rules) -> Reject | None:
-    if "duplicate" in rules.off:
+def _repeated(seen: Seen, one: Made, rules: Rules) -> Reject | None:
+    """Whether an earlier row says the same; what a person says who wants a description is the plan's and tells nothing."""
+    if "duplicate" in rules.off or one.turns is None:
         return None
-    found = seen.add(name, "\n".join(part for turn in turns for part in turn))
+    parts = (answer if one.task.kind == "detail" else f"{question}\n{answer}" for question, answer in one.turns)
+    found = seen.add(one.task.id, "\n".join(parts))
     if found is None:
         return None
     earlier, share = found
