@@ -262,6 +262,7 @@ def ended(process: Any) -> int:
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes cannot be forked here")
 def test_ten_times_killed_is_as_if_undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")  # and its import is not paid for in every fork
     records = [{"id": one.id, "image": one.image, "captions": one.captions} for one in contexts(40)]
     (tmp_path / "contexts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     here = Path(__file__)
