@@ -1,16 +1,19 @@
-"""A training step against transformers' own LLaVA, well used: ``python benchmarks/train.py [--quick] [--rounds N] [--only SIDE ...]``.
+"""A training epoch against transformers' own LLaVA, well used: ``python benchmarks/train.py [--quick] [--rounds N] [--only SIDE ...]``.
 
-Same weights, same samples in the same optimizer step, same arithmetic: bf16 under autocast, learned weights and AdamW in fp32, frozen
-weights in bf16, gradients clipped. Stage 2 has eight conversations about a picture each, of 620 to 1,400 tokens; stage 1 four captions.
+Same weights, same samples in the same epoch, same arithmetic: bf16 under autocast, learned weights and AdamW in fp32, frozen weights in
+bf16, gradients clipped. Stage 2 has eight conversations about a picture each, of 620 to 1,400 tokens, in two optimizer steps of four;
+stage 1 four captions a step.
 
-    padded    two batches as they come, padded to the longest          targets: ours 1.7 times faster, 0.8 of its peak memory
+    padded    the batches as they come, padded to the longest          targets: ours 1.7 times faster, 0.8 of its peak memory
     grouped   two batches of nearly equal lengths                               1.15 times faster
     trainer   transformers.Trainer on the padded batches
-    ours      llavakit's loop: two packed rows, the head sees learned positions only
+    sft       TRL's SFTTrainer on the padded batches (where trl is installed)
+    ours      llavakit's loop: packed rows, the head sees learned positions only
     align, ours-align     stage 1                                               1.12 times faster
 
-Each side runs in a process of its own, the sides take turns, and the first step, which warms up, is not counted. The loss of that first
-step must be one and the same on all sides. "bound" is the time of the necessary products at the machine's measured speed of multiplying.
+Each side runs in a process of its own, the sides take turns, and of the epochs that a process trains the first warms up and is not
+counted. The rate is so small that the weights stay what they are, and so the loss of that first epoch must be one and the same on all
+sides. "bound" is the time of the necessary products at the machine's measured speed of multiplying.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +42,9 @@ from llavakit.data.sources import read_llava
 from llavakit.train.loop import train
 
 LENGTHS, LEARNED_SHARE, CAPTION = (640, 900, 1400, 700, 620, 1100, 760, 1300), 1 / 3, 29
-AGAINST = {"ours": ("padded", "grouped", "trainer"), "ours-align": ("align",)}
+AGAINST = {"ours": ("padded", "grouped", "trainer", "sft"), "ours-align": ("align",)}
 TARGETS = {("ours", "padded"): 1.7, ("ours", "grouped"): 1.15, ("ours-align", "align"): 1.12}
+EPOCH = 2  # optimizer steps
 STAGE_OF = {"align": "pretrain", "ours-align": "pretrain"}
 SHAPES = {"full": FULL, "quick": QUICK}
 
@@ -58,35 +63,38 @@ def write_data(folder: Path, shape: Shape) -> None:
         said = [turns[0], {"from": "gpt", "value": " ".join(draw.choices(words, k=CAPTION))}]
         captions.append({"id": f"c{number}", "image": f"{number}.jpg", "conversations": said})
     (folder / "finetune.json").write_text(json.dumps(talks))
-    (folder / "pretrain.json").write_text(json.dumps(captions[:4]))
+    (folder / "pretrain.json").write_text(json.dumps(captions))
 
 
 def config_of(side: str, folder: Path, steps: int) -> TrainConfig:
     stage = STAGE_OF.get(side, "finetune")
-    base = replace(PRETRAIN, batch_size=4, accumulation=1) if stage == "pretrain" else replace(FINETUNE, batch_size=4, accumulation=2)
+    base = PRETRAIN if stage == "pretrain" else FINETUNE
     return replace(
-        base, start=folder / "checkpoint", data=folder / f"{stage}.json", out=folder / f"out-{side}", steps=steps, lr=1e-5, aspect="pad",
-        dtype="bf16", frozen_dtype="bf16", device="cpu", max_length=4096, save_every=10**6, resume="auto",
+        base, start=folder / "checkpoint", data=folder / f"{stage}.json", out=folder / f"out-{side}", steps=steps, lr=1e-12,
+        aspect="pad", batch_size=4, accumulation=1, dtype="bf16", frozen_dtype="bf16", device="cpu", max_length=4096, preflight=False,
+        save_every=10**6, resume="auto",
     )  # fmt: skip
 
 
-def run_side(side: str, folder: Path, steps: int) -> dict[str, Any]:
-    """In this process: the seconds of each step after the first, the first one's loss, tokens of a step, and the peak of memory."""
-    config = config_of(side, folder, steps)
+def run_side(side: str, folder: Path, epochs: int) -> dict[str, Any]:
+    """In this process: the seconds of each epoch after the first, the first one's loss for each learned token, the peak of memory."""
+    config = config_of(side, folder, epochs * EPOCH)
     told: list[tuple[float, float, int]] = []
     peak = []
 
-    def step(seconds: float, loss: float, tokens: int) -> None:
-        told.append((seconds, loss, tokens))
+    def step(seconds: float, loss: float, learned: int) -> None:
+        told.append((seconds, loss * learned, learned))
         peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
     if side.startswith("ours"):
-        train(config, on_step=lambda report: step(report.step_time, float(report.loss or 0), report.tokens), save_model=_unsaved)
-    elif side == "trainer":
-        _trainer(config, step)
+        train(config, on_step=lambda report: step(report.step_time, float(report.loss or 0), report.learned), save_model=_unsaved)
+    elif side in ("trainer", "sft"):
+        _trainer(config, step, sft=side == "sft")
     else:
         _plain(config, step, grouped=side == "grouped")
-    return {"seconds": [one[0] for one in told[1:]], "loss": told[0][1], "tokens": told[0][2], "peak": peak[-1]}
+    seconds = [sum(one[0] for one in told[start : start + EPOCH]) for start in range(EPOCH, len(told), EPOCH)]
+    loss = sum(one[1] for one in told[:EPOCH]) / sum(one[2] for one in told[:EPOCH])
+    return {"seconds": seconds, "loss": loss, "peak": peak[-1]}
 
 
 def _unsaved(model: Any, processor: Any, folder: Path) -> None:
@@ -103,9 +111,7 @@ def _windows(config: TrainConfig, *, grouped: bool) -> Iterator[Window]:
 
         processor = processor.using(TEMPLATES["plain"])
     lengths = source.lengths() if grouped else ()
-    return iter(
-        Loader(source, processor, batch_size=config.batch_size, accumulation=config.accumulation, seed=config.seed, lengths=lengths)
-    )
+    return iter(Loader(source, processor, batch_size=config.batch_size, seed=config.seed, lengths=lengths, group=EPOCH if grouped else 0))
 
 
 def _theirs(config: TrainConfig) -> Any:
@@ -143,52 +149,52 @@ def _plain(config: TrainConfig, step: Any, *, grouped: bool) -> None:
         torch.nn.utils.clip_grad_norm_(learned, config.clip)
         optimizer.step()
         optimizer.zero_grad()
-        step(time.perf_counter() - began, total, window.tokens)
+        step(time.perf_counter() - began, total, window.learned)
 
 
-def _trainer(config: TrainConfig, step: Any) -> None:
-    """transformers.Trainer with the padded batches, one batch an item."""
+def _trainer(config: TrainConfig, step: Any, *, sft: bool) -> None:
+    """transformers.Trainer, or TRL's SFTTrainer, with the padded batches, one batch an item."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     assert config.steps is not None
     windows = [window for window, _ in zip(_windows(config, grouped=False), range(config.steps), strict=False)]
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        began, losses = 0.0, 0.0
+        began = 0.0
 
         def on_step_begin(self, *given: Any, **rest: Any) -> None:
             self.began = time.perf_counter()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
             if "loss" in (logs or {}):
-                step(time.perf_counter() - self.began, float(logs["loss"]), windows[0].tokens)
+                step(time.perf_counter() - self.began, float(logs["loss"]), windows[state.global_step - 1].learned)
 
-    settings = TrainingArguments(
-        output_dir=str(config.out),
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=config.accumulation,
-        max_steps=config.steps,
-        learning_rate=config.lr,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        weight_decay=0.0,
-        max_grad_norm=config.clip,
-        bf16=True,
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        remove_unused_columns=False,
-    )
-    items: Any = [_words(batch) for window in windows for batch in window.batches]
-    trainer = Trainer(model=_theirs(config), args=settings, train_dataset=items, data_collator=lambda one: one[0], callbacks=[Clock()])
-    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(items)
+    settings = {
+        "output_dir": str(config.out), "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": config.steps,
+        "learning_rate": config.lr, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused", "weight_decay": 0.0,
+        "max_grad_norm": config.clip, "bf16": True, "use_cpu": True, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+        "remove_unused_columns": False,
+    }  # fmt: skip
+    items = [_words(batch) for window in windows for batch in window.batches]
+    rows: Any = [{"batch": number} for number in range(len(items))]
+    given: dict[str, Any] = {"model": _theirs(config), "data_collator": lambda one: items[one[0]["batch"]], "callbacks": [Clock()]}
+    if sft:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        rows = Dataset.from_list(rows)
+        arguments = SFTConfig(**settings, gradient_checkpointing=False, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
+        words = new_processor(FULL if (config.out.parent / "full").exists() else QUICK).tokenizer
+        trainer: Any = SFTTrainer(args=arguments, processing_class=words, train_dataset=rows, **given)
+    else:
+        trainer = Trainer(args=TrainingArguments(**settings), train_dataset=rows, **given)
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(rows)
     trainer.train()
 
 
 def necessary(shape: Shape, stage: str) -> float:
-    """Operations of a step: the tower forward, the decoder forward, backward to activations, and to weights where they learn."""
-    lengths = [576 + 30 + 4] * 4 if stage == "pretrain" else list(LENGTHS)
+    """Operations of an epoch: the tower forward, the decoder forward, backward to activations, and to weights where they learn."""
+    lengths = [576 + 30 + 4] * 8 if stage == "pretrain" else list(LENGTHS)
     scale = shape.patches / FULL.patches
     tower = (
         len(lengths)
@@ -204,13 +210,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a toy shape: does it run?")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="steps of a process; the first is not counted")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of a process; the first is not counted")
     parser.add_argument("--only", nargs="*", default=None, help="sides")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     given = parser.parse_args()
     if given.side:
-        print(json.dumps(run_side(given.side, given.folder, given.steps)))
+        print(json.dumps(run_side(given.side, given.folder, given.epochs)))
         return
     shape = QUICK if given.quick else FULL
     with tempfile.TemporaryDirectory(dir=given.folder) as room:
@@ -218,11 +224,11 @@ def main() -> None:
         write_checkpoint(folder / "checkpoint", shape, torch.bfloat16)
         write_data(folder, shape)
         (folder / ("quick" if given.quick else "full")).touch()
-        sides = given.only or ["padded", "grouped", "trainer", "ours", "align", "ours-align"]
+        sides = given.only or ["padded", "grouped", "trainer", *(["sft"] if find_spec("trl") else []), "ours", "align", "ours-align"]
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for number in range(given.rounds):
             for side in sides[:: 1 if number % 2 else -1]:
-                words = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--steps", str(given.steps)]
+                words = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--epochs", str(given.epochs)]
                 done = subprocess.run(words, check=False, stdout=subprocess.PIPE, text=True)
                 if done.returncode:
                     print(f"{side}: ended with {done.returncode} ({'killed, as for memory' if done.returncode == -9 else 'see above'})")
@@ -254,7 +260,7 @@ def report(shape: Shape, found: dict[str, list[dict[str, Any]]]) -> None:
                 spread = f"{ratio.median:.2f} [{ratio.least:.2f}-{ratio.most:.2f}]"
                 print(f"{ours} against {other}: {spread} times faster, {peaks:.2f} of its peak{goal}")
                 apart = abs(found[ours][0]["loss"] / found[other][0]["loss"] - 1)
-                assert apart < 2e-3, f"the losses of the first step differ by {apart:.1%}"
+                assert apart < 2e-3, f"the losses of the first epoch differ by {apart:.1%}"
 
 
 if __name__ == "__main__":

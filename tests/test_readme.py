@@ -14,7 +14,8 @@ from llavakit.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "docs/design.md", "CHANGELOG.md")}
+NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -36,7 +37,7 @@ def parse(words: list[str]) -> None:
         context = group.make_context(name, list(names), parent=context)
 
 
-LLAVA = commands("llava")
+LLAVA = [words for page in PAGES.values() for words in commands("llava", page)]
 
 
 def test_there_are_commands() -> None:
