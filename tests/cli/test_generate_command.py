@@ -20,7 +20,7 @@ def scenes(llava: Llava) -> Path:
 
 def test_without_words_it_draws_asks_and_writes_what_training_reads(llava: Llava, tiny_model_dir: Path) -> None:
     done = llava("generate", "--out", "try")
-    assert (done.code, done.out) == (0, "try/finetune.json\n")
+    assert (done.code, done.out) == (0, "try/report.html\ntry/finetune.json\n")
     assert "rows: " in done.err
     rows = [json.loads(line) for line in Path("try/rows.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == {"conversation", "detail", "reasoning"}
@@ -35,9 +35,9 @@ def test_without_words_it_draws_asks_and_writes_what_training_reads(llava: Llava
 
 def test_kinds_counts_and_a_sample_with_its_page(llava: Llava, scenes: Path) -> None:
     done = llava("generate", scenes, "--kinds", "detail=3,reasoning=4", "--sample", 5, "--out", "some")
-    assert (done.code, done.out) == (0, "some/sample.html\nsome/finetune.json\n")
+    assert (done.code, done.out) == (0, "some/report.html\nsome/finetune.json\n")
     sampled = [json.loads(line)["id"] for line in Path("some/rows.jsonl").read_text().splitlines()]
-    assert "../scenes/images/" in Path("some/sample.html").read_text()
+    assert Path("some/report.html").read_text().count("data:image/jpeg") == len(sampled)
     assert llava("generate", scenes, "--kinds", "detail=3,reasoning=4", "--out", "some", "--allow", "duplicate").code == 0
     kinds = [json.loads(line)["kind"] for line in Path("some/rows.jsonl").read_text().splitlines()]
     assert (kinds.count("detail"), kinds.count("reasoning")) == (3, 4)

@@ -49,7 +49,7 @@ Kinds = Annotated[
 ]
 Count = Annotated[int | None, Option("--count", "-n", min=1, help="How many rows (default: as many as the pictures allow in the mix).")]
 PromptFolder = Annotated[Path | None, Option("--prompts", metavar="FOLDER", help="Text files that replace ours of the same name.")]
-Sample = Annotated[int | None, Option("--sample", min=1, help="Only the first so many, and a page to look at them.")]
+Sample = Annotated[int | None, Option("--sample", min=1, help="Only the first so many, shown on report.html with all that is not used.")]
 Temperature = Annotated[float, Option("--temperature", "-t", help="How freely the teacher draws its words.")]
 MaxTokens = Annotated[int, Option("--max-tokens", help="The longest reply, in tokens.")]
 Seed = Annotated[int, Option("--seed", min=0, help="Decides which pictures, where <image> stands, and what the teacher draws.")]
@@ -145,10 +145,8 @@ def _run(
         print(f"spent: {spent.prompt_tokens:,} tokens read, {spent.reply_tokens:,} written{told}", file=sys.stderr)
     if outcome.spent_up:
         print("the budget is spent: a greater one goes on from here", file=sys.stderr)
-    if page:
-        from llavakit.datagen.page import write_page
-
-        print(write_page(out, images=images if images.is_dir() else None, title=f"{total} samples of {out.name}"))
+    cost = {"tokens read": spent.prompt_tokens, "tokens written": spent.reply_tokens, "cost": limits.budget.cost(spent)}
+    print(_report(job, out, images, {name: value for name, value in cost.items() if value is not None}, samples=total if page else None))
     print(out / "finetune.json")
     if outcome.exit_code:
         raise Exit(outcome.exit_code)
@@ -239,6 +237,21 @@ def _preview(job: Job, whom: Asking, ledger: Ledger | None, teacher: str, *, dry
         print(line, file=sys.stdout if dry_run else sys.stderr)
     if dry_run:
         print(f"\n{told.first}")
+
+
+def _report(job: Job, out: Path, images: Path, cost: dict[str, float], *, samples: int | None) -> Path:
+    """The page that tells what came of it; of a sample it shows every row and every reply that is not used."""
+    from llavakit.datagen.facts import json_lines
+    from llavakit.datagen.objects import naming
+    from llavakit.datagen.report import write_report
+    from llavakit.datagen.views import REJECTS, ROWS
+
+    page = out / "report.html"
+    told = ({"image": one.image, "instances": [{"category": box.category} for box in one.boxes]} for one in (t.context for t in job.tasks))
+    rows, rejects = json_lines(out / ROWS), json_lines(out / REJECTS)
+    shown = images if images.is_dir() else None
+    write_report(page, rows, rejects=rejects, contexts=told, images=shown, cost=cost, named=naming, title=out.name, samples=samples)
+    return page
 
 
 def _write(job: Job, ledger: Ledger, teacher: str, out: Path) -> Counts:

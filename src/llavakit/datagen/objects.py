@@ -10,9 +10,12 @@ them is; numbers, colours and places are not compared; "no dog" names a dog. So 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from llavakit.datagen.context import CROWD
 
 _WORD = re.compile(r"[a-z]+(?:[-'.][a-z]+)*")
 FILE = Path(__file__).parent / "objects.txt"
@@ -37,6 +40,17 @@ def named(text: str, known: str) -> Named:
     said = objects(text)
     unknown = tuple(word for word, categories in said if not categories & seen)
     return Named(tuple(word for word, _ in said), unknown)
+
+
+def naming(text: str, categories: Collection[str]) -> Iterator[str]:
+    """Those of the categories that a text names, by any of their words; a category that the vocabulary does not have, by its own."""
+    said = {category for _, meant in objects(text) for category in meant}
+    known = {category for meant in vocabulary().values() for category in meant}
+    plain = text.lower()
+    for category in categories:
+        name = category.removeprefix(CROWD)
+        if name in said if name in known else re.search(rf"\b{re.escape(name.lower())}", plain):
+            yield category
 
 
 def objects(text: str) -> list[tuple[str, frozenset[str]]]:
