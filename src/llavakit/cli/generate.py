@@ -145,8 +145,8 @@ def _run(
         print(f"spent: {spent.prompt_tokens:,} tokens read, {spent.reply_tokens:,} written{told}", file=sys.stderr)
     if outcome.spent_up:
         print("the budget is spent: a greater one goes on from here", file=sys.stderr)
-    cost = {"tokens read": spent.prompt_tokens, "tokens written": spent.reply_tokens, "cost": limits.budget.cost(spent)}
-    print(_report(job, out, images, {name: value for name, value in cost.items() if value is not None}, samples=total if page else None))
+    took = {"tokens read": spent.prompt_tokens, "tokens written": spent.reply_tokens, "cost": limits.budget.cost(spent)}
+    print(_report(job, out, images, {name: value for name, value in took.items() if value is not None}, samples=total if page else None))
     print(out / "finetune.json")
     if outcome.exit_code:
         raise Exit(outcome.exit_code)
