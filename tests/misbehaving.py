@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that misbehaves on purpose. Standard library only; in a thread (``serving``) or a process of its own (``apart``).
+"""An OpenAI-compatible server that misbehaves on purpose. Standard library only; in a thread (``serving``) or a process (``apart``).
 
     python tests/misbehaving.py --faults error=0.1 throttle=0.05 --latency 0.05        prints its address, serves until killed
 
@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from time import time
+from time import process_time, time
 from typing import Any
 
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 429: "Too Many Requests"}
@@ -79,6 +79,7 @@ class Server:
 
     def __init__(self, manners: Manners) -> None:
         self.manners, self.counts = manners, Counts()
+        self.doors: list[_Door] = []
         self.url = ""
 
     def fault(self, body: Mapping[str, Any]) -> str | None:
@@ -140,8 +141,8 @@ class Server:
 
     def report(self) -> bytes:
         counts = self.counts
-        seen = {"calls": counts.calls, "most_under_way": counts.most_under_way, "charged": counts.charged, "faults": counts.faults}
-        return _http(200, json.dumps(seen).encode())
+        seen = {"calls": counts.calls, "most_under_way": counts.most_under_way, "cpu_seconds": process_time()}
+        return _http(200, json.dumps(seen | {"charged": counts.charged, "faults": counts.faults}).encode())
 
 
 class _Door(asyncio.Protocol):
@@ -153,6 +154,10 @@ class _Door(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
+        self.server.doors.append(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.server.doors.remove(self)
 
     def data_received(self, data: bytes) -> None:
         self.held += data
@@ -212,39 +217,36 @@ def _stream(body: Mapping[str, Any], fault: str | None, text: str) -> bytes:
     return _http(200, "".join(lines).encode(), kind="text/event-stream")
 
 
-async def _listen(server: Server, ready: Callable[[], None]) -> None:
-    listening = await asyncio.get_running_loop().create_server(lambda: _Door(server), "127.0.0.1", 0, backlog=1024)
+async def _listen(server: Server, ready: Callable[[asyncio.AbstractEventLoop, asyncio.Event], None]) -> None:
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    listening = await loop.create_server(lambda: _Door(server), "127.0.0.1", 0, backlog=1024)
     server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
-    ready()
-    async with listening:
-        await asyncio.Event().wait()
+    ready(loop, over)
+    await over.wait()
+    listening.close()
+    for door in server.doors:
+        door.transport.abort()
+    await asyncio.sleep(0)  # their sockets are closed in the loop's next round
 
 
 @contextmanager
 def serving(manners: Manners | None = None) -> Iterator[Server]:
     """A server in a thread of this process, gone at the end."""
     server, up = Server(manners or Manners()), threading.Event()
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(_listen(server, up.set))
+    control: list[Any] = []
 
-    def run() -> None:
-        try:
-            loop.run_until_complete(task)
-        except asyncio.CancelledError:
-            left = asyncio.all_tasks(loop)
-            for one in left:
-                one.cancel()
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        finally:
-            loop.close()
+    def ready(*loop_and_end: Any) -> None:
+        control.extend(loop_and_end)
+        up.set()
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(_listen(server, ready)), daemon=True)
     thread.start()
-    assert up.wait(10)
+    assert up.wait(30)
+    loop, over = control
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(task.cancel)
+        loop.call_soon_threadsafe(over.set)
         thread.join()
 
 
@@ -283,7 +285,7 @@ def main() -> None:
         module, _, name = given["answer"].partition(":")
         given["answer"] = getattr(__import__(module, fromlist=[name]), name)
     server = Server(Manners(**given))
-    asyncio.run(_listen(server, lambda: print(server.url, flush=True)))
+    asyncio.run(_listen(server, lambda *_: print(server.url, flush=True)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Mapping
 from email.utils import mktime_tz, parsedate_tz
-from typing import Any
 
 from llavakit.errors import RefusedError, ResponderError, ThrottledError, UnavailableError
 
@@ -34,12 +33,16 @@ def fault(status: int, body: object, headers: Mapping[str, str], *, where: str, 
     code, said = _read(body)
     what = f"the server answers {status}" + (f": {said}" if said else "")
     if status == 429 and code not in NO_CREDIT:
-        return _with_wait(ThrottledError(what, code="throttled", where=where, remedy="ask for less at once"), headers)
+        throttled = ThrottledError(what, code="throttled", where=where, remedy="ask for less at once")
+        throttled.retry_after = wait_asked(headers)
+        return throttled
     if status == 429 or status in STOPS:
         name, remedy = STOPS[402 if status == 429 else status]
         return ResponderError(what, code=name, where=where, remedy=remedy.format(key=key_variable or "the environment"))
     if status >= 500 or status in LATER:
-        return _with_wait(UnavailableError(what, code="server_error", where=where, remedy="try again later"), headers)
+        failed = unavailable(what, "server_error", where)
+        failed.retry_after = wait_asked(headers)
+        return failed
     if status >= 400:
         return RefusedError(what, code="refused", where=where, remedy="look at this one question")
     return ResponderError(what, code="wrong_address", where=where, remedy=STOPS[405][1])
@@ -70,11 +73,6 @@ def one_line(text: str) -> str:
     """A server's words as they may stand in a message: no control characters, not too long."""
     text = _UNSEEN.sub(" ", text).strip().rstrip(".")
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
-
-
-def _with_wait(error: Any, headers: Mapping[str, str]) -> Any:
-    error.retry_after = wait_asked(headers)
-    return error
 
 
 def _read(body: object) -> tuple[str, str]:

@@ -8,6 +8,8 @@ from collections import deque
 from llavakit.responder.budget import Estimate, Purse
 from llavakit.responder.pace import Pace
 
+_TICK = 1e-3  # event loops are early by a trifle
+
 
 class StoppedError(Exception):
     """Inside the pool only: the run ends, this question stays unanswered."""
@@ -42,6 +44,7 @@ class Gate:
             bell = self._loop.create_future()
             self._waiting.append(bell) if first else self._waiting.appendleft(bell)
             first = False
+            self._wind_up()
             await bell
         self.purse.set_aside(call)
         ticket = self.pace.start(self._loop.time())
@@ -58,14 +61,20 @@ class Gate:
         raise StoppedError
 
     def ring(self) -> None:
-        """Something changed: let in who may, or ask again when the pause is over."""
-        now = self._loop.time()
-        if self._waiting and self.pace.may_start(now):
+        """Something changed: let in the next one, who looks for himself whether he may."""
+        if self._waiting and self.pace.may_start(self._loop.time()):
             _ring(self._waiting.popleft())
-        elif self._waiting and now < self.pace.resumes:
-            if self._timer:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(self.pace.resumes, self.ring)
+        elif self._waiting:
+            self._wind_up()
+
+    def _wind_up(self) -> None:
+        """During a pause nothing changes by itself: a clock rings at its end."""
+        if self._timer is None and self._loop.time() < self.pace.resumes:
+            self._timer = self._loop.call_at(self.pace.resumes + _TICK, self._strike)
+
+    def _strike(self) -> None:
+        self._timer = None
+        self.ring()
 
     def _open(self, call: Estimate) -> bool:
         if self.stopped:

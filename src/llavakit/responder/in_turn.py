@@ -32,8 +32,8 @@ class InTurn:
 
     async def close(self) -> None:
         thread, self._thread = self._thread, None
-        if thread:
-            thread.shutdown(cancel_futures=True)
+        if thread:  # waited for elsewhere: those who want no reply any more must be able to say so meanwhile
+            await asyncio.to_thread(thread.shutdown, cancel_futures=True)
 
     def _reply(self, query: Query, unwanted: Event) -> str:
         pieces: list[str] = []

@@ -14,7 +14,7 @@ LONGEST_WAIT = 60.0  # seconds between tries where the server does not tell
 
 def backoff(first: float, number: int, dice: random.Random) -> float:
     """Seconds before try ``number`` (1 is the first again): twice as long each time, half of it by chance, so that not all come at once."""
-    return min(LONGEST_WAIT, first * 2 ** min(number - 1, 30)) * (0.5 + 0.5 * dice.random())
+    return min(LONGEST_WAIT, first * 2.0 ** min(number - 1, 30)) * (0.5 + 0.5 * dice.random())
 
 
 class Pace:

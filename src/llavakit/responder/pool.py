@@ -115,7 +115,7 @@ async def ask_all_async(
     completer: Completer,
     ledger: Ledger,
     *,
-    limits: Limits = Limits(),  # noqa: B008  # frozen
+    limits: Limits = Limits(),
     judge: Judge = whole,
     on_settled: Callable[[Settled], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,

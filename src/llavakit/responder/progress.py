@@ -15,8 +15,8 @@ _SAMPLES = 150  # of ``Meter.every`` seconds each: the rate is that of the last 
 class Progress:
     """Queries settled so far, and what it took.
 
-    ``known`` replies came from the ledger for nothing; ``rejected_replies`` counts replies, ``rejected`` the queries of which no attempt was
-    accepted; of ``lost`` calls only the server knows whether it charged them. ``limit`` is how many calls the pace allows at once now.
+    ``known`` replies came from the ledger for nothing; ``rejected_replies`` counts replies, ``rejected`` queries without an accepted one.
+    Of ``lost`` calls only the server knows whether it charged them. ``limit`` is how many calls the pace allows at once now.
     """
 
     total: int | None

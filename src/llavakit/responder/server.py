@@ -1,7 +1,8 @@
-"""Any OpenAI-compatible server as the one who replies, through the official ``openai`` client: OpenAI, vLLM, SGLang, Ollama, gateways.
+"""Any OpenAI-compatible server as the one who replies: OpenAI, vLLM, SGLang, Ollama, gateways.
 
-    complete(query)   one whole reply; no retries here, the pool knows when and what to ask again      AsyncOpenAI, a lane for every 32 calls
-    reply(talk)       pieces of text as they come, for one who reads along                             OpenAI, its own two retries
+    complete(query)   one whole reply; no retries here, the pool knows when and what to ask again
+                      https, or a proxy: the official AsyncOpenAI, one for every 32 calls      plain http: our own ``wire``
+    reply(talk)       pieces of text as they come, for one who reads along: the official client and its own two retries
 
 The key comes from the environment or the system's keyring and goes into the header of requests, nowhere else: every word of a server is
 scrubbed of it. ``OPENAI_API_KEY``, which many have set, is not sent to other machines over plain http.
@@ -35,9 +36,9 @@ _NO_KEY = "none"  # the client insists on one
 class ServerCompleter:
     """A model on a server: a ``Completer`` and a ``Responder``.
 
-    ``timeout`` is seconds for a whole reply. ``extra`` are further fields of the request, such as ``reasoning_effort``; they are part of the
-    name, and so of every key in a ledger. Raises ConfigError for an address it cannot use, ResponderError where a key is needed and none
-    is set, MissingExtraError without the ``openai`` package.
+    ``timeout`` is seconds for a whole reply; ``extra`` are further fields of the request, such as ``reasoning_effort``, and part of the name,
+    so of every key in a ledger; ``direct=False`` takes the official client for plain http too. Raises ConfigError for an address it cannot
+    use, ResponderError where a key is needed and none is set, MissingExtraError where the ``openai`` package is needed and not there.
     """
 
     at_once = 4096
@@ -51,14 +52,16 @@ class ServerCompleter:
         timeout: float = 300.0,
         connect_timeout: float = 10.0,
         extra: Mapping[str, Any] | None = None,
+        direct: bool = True,
     ) -> None:
         self.model, self.base_url, self.key_variable = model, base_url.rstrip("/"), key_variable
         self.timeout, self.connect_timeout, self.extra = timeout, connect_timeout, dict(extra or {})
         self.name = model + (f"+{_digest(self.extra)}" if self.extra else "")
         self._parts = _address(self.base_url)
         self._key = _key(self._parts.scheme, self._parts.hostname or "", key_variable, self.base_url)
-        self._direct = self._parts.scheme == "http" and not _has_proxy(self._parts.hostname or "")
-        self._openai = _client_package()
+        self._direct = direct and self._parts.scheme == "http" and not _has_proxy(self._parts.hostname or "")
+        self._openai: Any = None if self._direct else _client_package()
+        self._wire: Wire | None = None
         self._lanes: list[_Lane] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -68,26 +71,42 @@ class ServerCompleter:
     async def complete(self, query: Query) -> Completion:
         body = self._body(query.conversation, query.sampling)
         headers = {"Idempotency-Key": query.key(self.name)}
-        lane = self._lane()
-        lane.under_way += 1
-        failed: LlavaError
+        self._enter_loop()
+        errors = (OSError, ValueError, RecursionError, *([] if self._direct else [self._openai.OpenAIError]))
         try:
             async with asyncio.timeout(self.timeout):
-                return self._read(await lane.client.post("/chat/completions", cast_to=object, body=body, options={"headers": headers}))
-        except (self._openai.OpenAIError, TimeoutError, ValueError) as error:
+                return self._read(await (self._by_wire(body, headers) if self._direct else self._by_client(body, headers)))
+        except errors as error:
             failed = self._fault(error)
+        raise failed  # outside, so that no request with its key hangs on the error
+
+    async def _by_wire(self, body: dict[str, Any], headers: dict[str, str]) -> object:
+        self._wire = self._wire or Wire(self._parts.hostname, self._parts.port or 80, connect_timeout=self.connect_timeout)
+        headers |= {"Host": self._parts.netloc, "User-Agent": "llavakit", "Content-Type": "application/json", "Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        status, told, reply = await self._wire.post(self._parts.path + "/chat/completions", headers, json.dumps(body).encode())
+        if not 200 <= status < 300:
+            raise self._refusal(status, _json(reply), told)
+        return json.loads(reply)
+
+    async def _by_client(self, body: dict[str, Any], headers: dict[str, str]) -> object:
+        lane = self._lane()
+        lane.under_way += 1
+        try:
+            return await lane.client.post("/chat/completions", cast_to=object, body=body, options={"headers": headers})
         finally:
             lane.under_way -= 1
-        raise failed  # outside, so that no request with its key hangs on the error
 
     def reply(self, conversation: Conversation, sampling: Sampling = Sampling()) -> Iterator[str]:  # noqa: B008  # frozen
         """Pieces of text as the server sends them. Raises UnavailableError when the stream breaks off before its end."""
-        failed: LlavaError
-        body = self._body(conversation, sampling) | {"stream": True}
-        client = self._openai.OpenAI(base_url=self.base_url, api_key=self._key or _NO_KEY, timeout=self._timeouts())
+        failed: LlavaError = faults.unavailable("the reply broke off", "cut", self.base_url)
+        body, begun = self._body(conversation, sampling) | {"stream": True}, False
+        openai = self._openai = self._openai or _client_package()
+        client = openai.OpenAI(base_url=self.base_url, api_key=self._key or _NO_KEY, timeout=self._timeouts())
         try:
             with client, client.chat.completions.create(**_known(body)) as stream:
-                finish = None
+                begun, finish = True, None
                 for chunk in stream:
                     for choice in chunk.choices[:1]:
                         finish = choice.finish_reason or finish
@@ -95,19 +114,27 @@ class ServerCompleter:
                             yield choice.delta.content
             if finish:
                 return
-            failed = faults.unavailable("the reply broke off", "cut", self.base_url)
-        except (self._openai.OpenAIError, ValueError) as error:
-            failed = self._fault(error)
-        except Exception as error:  # a stream that breaks off shows the transport's own errors
-            if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2"):
+        except (openai.OpenAIError, ValueError) as error:
+            said = f"the reply broke off ({self._clean(str(error))})"
+            failed = faults.unavailable(said, "cut", self.base_url) if begun else self._fault(error)
+        except Exception as error:  # where a stream breaks off, older clients show their transport's own errors
+            if not type(error).__module__.startswith("http"):
                 raise
-            failed = faults.unavailable("the reply broke off", "cut", self.base_url)
         raise failed
 
     async def close(self) -> None:
-        lanes, self._lanes = self._lanes, []
+        lanes, wire = self._lanes, self._wire
+        self._lanes, self._wire = [], None
         for lane in lanes:
             await lane.client.close()
+        if wire:
+            await wire.close()
+
+    def _enter_loop(self) -> None:
+        """Connections belong to the event loop that made them."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._lanes, self._wire = loop, [], None
 
     def _body(self, conversation: Conversation, sampling: Sampling) -> dict[str, Any]:
         if sampling.num_beams > 1:
@@ -140,42 +167,38 @@ class ServerCompleter:
         finish = _FINISH.get(ended, "stop") if isinstance(ended, str) else "cut"
         return Completion(text=text if isinstance(text, str) else "", finish=finish, model=str(reply.get("model", "")), usage=counted)
 
-    def _fault(self, error: Exception) -> LlavaError:
-        """The client's error as ours, without the key."""
+    def _fault(self, error: BaseException) -> LlavaError:
+        """The client's or the wire's error as ours, without the key."""
         openai, where = self._openai, self.base_url
-        if isinstance(error, openai.APIStatusError):
-            scrubbed = json.loads(self._scrub(json.dumps(error.body))) if error.body else None
-            return faults.fault(error.status_code, scrubbed, error.response.headers, where=where, key_variable=self.key_variable)
-        if isinstance(error, openai.APITimeoutError | TimeoutError):
+        if openai and isinstance(error, openai.APIStatusError):
+            return self._refusal(error.status_code, error.body, error.response.headers)
+        if isinstance(error, TimeoutError) or (openai and isinstance(error, openai.APITimeoutError)):
             return faults.unavailable(f"no reply within {self.timeout:g} s", "timeout", where)
-        if isinstance(error, openai.APIConnectionError):
-            cause = str(error.__cause__ or "") or "the connection broke off"
-            return faults.unavailable(faults.one_line(self._scrub(cause)), "no_connection", where)
-        if isinstance(error, ValueError):
-            return faults.unavailable(f"the reply is malformed: {faults.one_line(self._scrub(str(error)))}", "malformed", where)
-        return ResponderError(faults.one_line(self._scrub(str(error))), code="client", where=where)
+        if isinstance(error, OSError) or (openai and isinstance(error, openai.APIConnectionError)):
+            said = error if isinstance(error, OSError) else error.__cause__
+            return faults.unavailable(self._clean(str(said or "")) or "the connection broke off", "no_connection", where)
+        if isinstance(error, ValueError | RecursionError):
+            return faults.unavailable(f"the reply is malformed: {self._clean(str(error))}", "malformed", where)
+        return ResponderError(self._clean(str(error)), code="client", where=where)
+
+    def _refusal(self, status: int, body: object, headers: Mapping[str, str]) -> ResponderError:
+        scrubbed = json.loads(self._scrub(json.dumps(body)))
+        return faults.fault(status, scrubbed, headers, where=self.base_url, key_variable=self.key_variable)
+
+    def _clean(self, text: str) -> str:
+        return faults.one_line(self._scrub(text))
 
     def _scrub(self, text: str) -> str:
         return text.replace(self._key, "(the key)").replace(json.dumps(self._key)[1:-1], "(the key)") if self._key else text
 
     def _lane(self) -> _Lane:
-        """The client with the fewest calls under way, or a new one. Clients belong to the event loop that made them."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._loop, self._lanes = loop, []
+        """The client with the fewest calls under way, or a new one."""
         lane = min(self._lanes, key=lambda lane: lane.under_way, default=None)
-        if lane is None or (lane.under_way >= LANE and not self._direct):
-            lane = _Lane(self._client())
+        if lane is None or lane.under_way >= LANE:
+            key = self._key or _NO_KEY
+            lane = _Lane(self._openai.AsyncOpenAI(base_url=self.base_url, api_key=key, timeout=self._timeouts(), max_retries=0))
             self._lanes.append(lane)
         return lane
-
-    def _client(self) -> Any:
-        made: dict[str, Any] = {"base_url": self.base_url, "api_key": self._key or _NO_KEY, "timeout": self._timeouts(), "max_retries": 0}
-        if self._direct:
-            client = self._openai.DefaultAsyncHttpxClient
-            kit = importlib.import_module(client.__mro__[1].__module__.split(".")[0])  # httpx2 of openai 3, httpx of openai 2
-            made["http_client"] = client(transport=Wire(kit), trust_env=False)
-        return self._openai.AsyncOpenAI(**made)
 
     def _timeouts(self) -> Any:
         return self._openai.Timeout(self.timeout, connect=self.connect_timeout)
@@ -190,6 +213,14 @@ def _known(body: dict[str, Any]) -> dict[str, Any]:
     """Fields as the client's method takes them: those it may not know go around it."""
     named = ("model", "messages", "temperature", "top_p", "max_completion_tokens", "max_tokens", "stop", "seed", "stream")
     return {name: body[name] for name in named if name in body} | {"extra_body": {n: v for n, v in body.items() if n not in named}}
+
+
+def _json(said: bytes) -> object:
+    """A server's words about an error, which may be JSON."""
+    try:
+        return json.loads(said)
+    except (ValueError, RecursionError):
+        return said.decode(errors="replace")
 
 
 def _digest(fields: Mapping[str, Any]) -> str:

@@ -1,79 +1,60 @@
-"""The shortest way from the official client to a server that speaks plain HTTP/1.1, such as one on this machine.
+"""Plain HTTP/1.1 to a server on this machine or network: a request in one piece, one whole reply.
 
-The client's own transport looks through all its connections at every call, which at 256 of them costs more than all else. This one takes the
-connection that was free last, writes the request in one piece and reads one whole reply. TLS and proxies stay with the client's own.
+The official client spends more on a call than all the rest of the pool together (at 256 at once it looks through all its connections every
+time), and a local server answers thousands a second. TLS, proxies and redirects stay with the client.
 
-    client -- request --> Wire --> _Line (one connection, one call at a time) --> server
+    Wire -- the connection that was free last --> _Line (one connection, one call at a time) --> server
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 _TOO_LARGE = 64 * 2**20
+Reply = tuple[int, dict[str, str], bytes]  # status, headers with names in small letters, body
 
 
 class Wire:
-    """A transport for ``httpx.AsyncClient`` (or ``httpx2``: ``kit`` is whichever the client uses). Connections live in one event loop."""
+    """Connections to one server, in one event loop."""
 
-    def __init__(self, kit: ModuleType) -> None:
-        self.kit: Any = kit
-        self._idle: dict[tuple[str, int], deque[_Line]] = {}
+    def __init__(self, host: str, port: int, *, connect_timeout: float) -> None:
+        self.host, self.port, self.connect_timeout = host, port, connect_timeout
+        self._idle: deque[_Line] = deque()
 
-    async def handle_async_request(self, request: Any) -> Any:
-        """One call. Raises the kit's own exceptions, as its transports do."""
-        kit, url = self.kit, request.url
-        place, timeouts = (url.host, url.port or 80), request.extensions.get("timeout", {})
-        sent = _written(request, await request.aread(), kit)
+    async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        """One call. Raises OSError where there is no connection, where it breaks off, and where the other side speaks no HTTP."""
+        line = await self._line()
         try:
-            async with asyncio.timeout(timeouts.get("connect")):
-                line = await self._line(place)
-        except TimeoutError:
-            raise kit.ConnectTimeout("no connection in time", request=request) from None
-        except OSError as error:
-            raise kit.ConnectError(error.strerror or str(error), request=request) from None
-        try:
-            async with asyncio.timeout(timeouts.get("read")):
-                status, headers, body = await line.call(sent)
-        except TimeoutError:
-            line.drop()
-            raise kit.ReadTimeout("no reply in time", request=request) from None
-        except (OSError, ValueError) as error:
-            line.drop()
-            raise kit.RemoteProtocolError(str(error), request=request) from None
-        except asyncio.CancelledError:
+            reply = await line.call(_written(path, headers, body))
+        except BaseException:
             line.drop()
             raise
         if line.usable:
-            self._idle[place].append(line)
+            self._idle.append(line)
         else:
             line.drop()
-        return kit.Response(status, headers=headers, stream=kit.ByteStream(body), request=request)
+        return reply
 
-    async def _line(self, place: tuple[str, int]) -> _Line:
-        idle = self._idle.setdefault(place, deque())
-        while idle:
-            line = idle.pop()  # the one used last: those longest idle are the likeliest to be gone
+    async def _line(self) -> _Line:
+        while self._idle:
+            line = self._idle.pop()  # the one used last: those longest idle are the likeliest to be gone
             if line.usable:
                 return line
             line.drop()
-        _, line = await asyncio.get_running_loop().create_connection(_Line, *place)
+        try:
+            async with asyncio.timeout(self.connect_timeout):
+                _, line = await asyncio.get_running_loop().create_connection(_Line, self.host, self.port)
+        except TimeoutError:
+            raise ConnectionError(f"no connection within {self.connect_timeout:g} s") from None
         return line
 
-    async def aclose(self) -> None:
-        for idle in self._idle.values():
-            while idle:
-                idle.pop().drop()
+    async def close(self) -> None:
+        while self._idle:
+            self._idle.pop().drop()
         await asyncio.sleep(0)  # the loop closes the sockets in its next round
-
-    async def __aenter__(self) -> Wire:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
 
 class _Line(asyncio.Protocol):
@@ -83,13 +64,13 @@ class _Line(asyncio.Protocol):
         self.usable = True
         self._held = bytearray()
         self._needed = 0  # bytes below which looking again is of no use
-        self._reply: asyncio.Future[tuple[int, list[tuple[bytes, bytes]], bytes]] | None = None
+        self._reply: asyncio.Future[Reply] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
 
-    async def call(self, sent: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """Send and read one reply: status, headers, body. Raises OSError where it breaks off, ValueError where it is not HTTP."""
+    async def call(self, sent: bytes) -> Reply:
+        """Send, and read one reply. Raises ConnectionError."""
         self._held.clear()
         self._needed = 0
         self._reply = asyncio.get_running_loop().create_future()
@@ -124,34 +105,33 @@ class _Line(asyncio.Protocol):
             found = self._parse(ended)
         except (ValueError, IndexError) as error:
             self.usable = False
-            self._reply.set_exception(ValueError(f"this is not HTTP/1.1 ({error})"))
+            self._reply.set_exception(ConnectionError(f"this is not HTTP/1.1 ({error})"))
             return
         if found:
             self._reply.set_result(found)
 
-    def _parse(self, ended: bool) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
+    def _parse(self, ended: bool) -> Reply | None:
         end = self._held.find(b"\r\n\r\n")
         if end < 0:
             return None
-        first, *lines = bytes(self._held[:end]).split(b"\r\n")
-        version, status = first.split(b" ", 2)[:2]
-        if not version.startswith(b"HTTP/1."):
+        first, *lines = self._held[:end].decode("latin-1").split("\r\n")
+        version, status = first.split(" ", 2)[:2]
+        if not version.startswith("HTTP/1."):
             raise ValueError("another protocol")
-        if status[:1] == b"1":  # "continue" and the like: the reply is still to come
+        if status[:1] == "1":  # "continue" and the like: the reply is still to come
             del self._held[: end + 4]
             return self._parse(ended)
-        headers = [(name.strip(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
-        known = {name.lower(): value.lower() for name, value in headers}
-        if version == b"HTTP/1.0" or known.get(b"connection") == b"close":
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if version == "HTTP/1.0" or headers.get("connection", "").lower() == "close":
             self.usable = False
-        body = self._body(end + 4, known, ended)
+        body = self._body(end + 4, headers, ended)
         return None if body is None else (int(status), headers, body)
 
-    def _body(self, start: int, known: dict[bytes, bytes], ended: bool) -> bytes | None:
-        if b"chunked" in known.get(b"transfer-encoding", b""):
+    def _body(self, start: int, headers: dict[str, str], ended: bool) -> bytes | None:
+        if "chunked" in headers.get("transfer-encoding", "").lower():
             return self._chunks(start)
-        if b"content-length" in known:
-            self._needed = start + int(known[b"content-length"])
+        if "content-length" in headers:
+            self._needed = start + int(headers["content-length"])
             if len(self._held) > self._needed:
                 raise ValueError("more than one reply")
             return bytes(self._held[start:]) if len(self._held) == self._needed else None
@@ -159,7 +139,7 @@ class _Line(asyncio.Protocol):
         return bytes(self._held[start:]) if ended else None
 
     def _chunks(self, at: int) -> bytes | None:
-        parts = []
+        parts: list[bytes] = []
         while True:
             end = self._held.find(b"\r\n", at)
             if end < 0:
@@ -173,11 +153,8 @@ class _Line(asyncio.Protocol):
             at = end + 2 + size + 2
 
 
-def _written(request: Any, body: bytes, kit: Any) -> bytes:
+def _written(path: str, headers: Mapping[str, str], body: bytes) -> bytes:
     """A request as bytes, in one piece."""
-    head = [request.method.encode() + b" " + request.url.raw_path + b" HTTP/1.1"]
-    for name, value in request.headers.raw:
-        if b"\r" in value or b"\n" in value or b"\r" in name or b"\n" in name:
-            raise kit.LocalProtocolError("a line break in a header", request=request)
-        head.append(name + b": " + value)
-    return b"\r\n".join(head) + b"\r\n\r\n" + body
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), f"Content-Length: {len(body)}"]
+    assert not any("\r" in line or "\n" in line for line in lines)
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
