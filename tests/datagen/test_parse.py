@@ -64,6 +64,8 @@ def test_other_spellings_with_one_reading(turns: Turns, how: str) -> None:
         ("One.\n===\nTwo.\n===\nQuestion:\nWhat?\n===\nAnswer:\nA dog.", "stray_text"),
         ("I'm sorry, but I can't assist with that.", "refusal"),
         ("As an AI language model, I cannot see pictures.", "refusal"),
+        ("I cannot see the image, please describe it.", "refusal"),
+        ("Unfortunately, I have no access to it.", "refusal"),
         ("Question:\nWhat?\n===\nAnswer:\nA \ufffd dog.", "bad_characters"),
         ("Question:\nWhat?\n===\nAnswer:\nA \0 dog.", "bad_characters"),
     ],
@@ -103,7 +105,10 @@ def test_any_text_is_read_or_rejected(text: str, kind: str) -> None:
     assert all(answer.strip() and (question.strip() or kind in ("detail", "answer")) for question, answer in found)
 
 
-@pytest.mark.parametrize("text", ["I'm at the beach in this picture", "Sorry is written on the card", "I can see a dog", "I see two boats"])
+@pytest.mark.parametrize(
+    "text",
+    ["I'm at the beach in this picture", "Sorry is written on the card", "I can see a dog", "I see two boats", "I don't see any cat here"],
+)
 def test_what_is_no_refusal(text: str) -> None:
     assert not refuses(text)
 

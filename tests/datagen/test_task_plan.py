@@ -14,7 +14,7 @@ from llavakit.datagen.kinds import KINDS, SHARES, Prompts
 from llavakit.datagen.plan import Plan, counts, task
 from llavakit.datagen.rows import sample
 from llavakit.errors import ConfigError
-from llavakit.types import Sampling
+from llavakit.types import Image, Sampling
 
 PROMPTS = Prompts.load()
 
@@ -90,6 +90,16 @@ def test_what_is_asked_is_system_examples_and_context() -> None:
         assert said[-1].text == one.context.text(boxes=one.kind != "conversation")
         assert ("[0.000" in said[-1].text) == (one.kind != "conversation")
         assert (query.sampling.seed, query.sampling.temperature) == (one.seed, 0.5)
+
+
+def test_a_teacher_who_sees_gets_the_picture_before_the_same_text() -> None:
+    picture = Image(b"a picture's bytes")
+    for one in plan(4):
+        blind, seeing = (one.query(PROMPTS, Sampling(), image) for image in (None, picture))
+        assert seeing.conversation.images == (picture,)
+        assert seeing.conversation.turns[-1].text.strip() == blind.conversation.turns[-1].text
+        assert seeing.conversation.messages[:-1] == blind.conversation.messages[:-1]
+        assert seeing.key("teacher") != blind.key("teacher")
 
 
 def test_the_picture_stands_before_or_after_the_first_question_alone() -> None:

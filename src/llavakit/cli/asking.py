@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SCENES, OWN, OPENAI = "scenes", "model", "openai"
 EVERY = 5.0  # seconds between plain lines
+WEIGHTS = (".json", ".safetensors", ".bin", ".jinja")
 EDGE = 1 << 16  # bytes read at both ends of a file of weights to tell it from others
 
 Teacher = Annotated[
@@ -91,7 +92,8 @@ def weights_name(loading: options.Loading) -> str:
 
     folder = places.find(loading.model, revision=loading.revision, allow_pickle=loading.allow_pickle)
     mark = hashlib.sha256()
-    for path in sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors", ".bin", ".jinja") and path.is_file()):
+    inside = [folder] if folder.is_file() else sorted(path for path in folder.glob("*") if path.suffix in WEIGHTS and path.is_file())
+    for path in inside:
         mark.update(f"{path.name}:{path.stat().st_size}:".encode())
         with path.open("rb") as file:
             mark.update(file.read(EDGE))

@@ -122,13 +122,13 @@ def _run(
     from llavakit.responder import Ledger
 
     if dry_run and not (out / LEDGER).exists():
-        _preview(job, whom, None, "", dry_run=True)
+        _preview(job, who, whom, None, "", dry_run=True)
         return
     teacher = whom.completer(who, loading, job.prompts)
     limits = whom.limits(again=job.again)
     out.mkdir(parents=True, exist_ok=True)
     with Ledger(out / LEDGER) as ledger:
-        _preview(job, whom, ledger, teacher.name, dry_run=dry_run)
+        _preview(job, who, whom, ledger, teacher.name, dry_run=dry_run)
         if dry_run:
             return
         try:
@@ -171,6 +171,8 @@ def _tasks(
     from llavakit.datagen.reading import has_prompts, read_asked, read_contexts
 
     if has_prompts(source):
+        if kinds is not None or instances is not None:
+            raise ConfigError("the file holds people's questions", code="bad_value", where="--kinds, --instances", remedy="leave them out")
         return [task("answer", context, seed=seed, instruction=prompt) for context, prompt in read_asked(source)][:count], False, True
     known = read_contexts(source, instances=instances)
     for line in known.lines():
@@ -221,7 +223,7 @@ def _look_for(tasks: Iterable[Task], images: Path) -> None:
         raise DataError(what, code="image_missing", where=str(images), remedy="say where they lie with --images")
 
 
-def _preview(job: Job, whom: Asking, ledger: Ledger | None, teacher: str, *, dry_run: bool) -> None:
+def _preview(job: Job, who: str, whom: Asking, ledger: Ledger | None, teacher: str, *, dry_run: bool) -> None:
     """What is about to be asked; for a dry run the first question too, on stdout."""
     from llavakit.datagen.preview import preview
     from llavakit.responder import settled
@@ -233,7 +235,7 @@ def _preview(job: Job, whom: Asking, ledger: Ledger | None, teacher: str, *, dry
             return settled(job.query(task), teacher, ledger, judge=job.judge(task), again=job.again) is not None
 
     told = preview(job, price=whom.purse().price, concurrency=whom.concurrency, known=known)
-    for line in told.lines():
+    for line in told.lines(paid=who not in (asking.SCENES, asking.OWN)):
         print(line, file=sys.stdout if dry_run else sys.stderr)
     if dry_run:
         print(f"\n{told.first}")

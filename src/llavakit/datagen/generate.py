@@ -30,7 +30,10 @@ REVIEW = Sampling(max_new_tokens=64)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that decides the rows. ``images`` is where a teacher who sees finds the pictures; None shows none."""
+    """All that decides the rows; ``tasks`` are gone through more than once.
+
+    ``images`` is where a teacher who sees finds the pictures; None shows none.
+    """
 
     tasks: Iterable[Task]
     prompts: Prompts

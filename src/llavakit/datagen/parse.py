@@ -45,7 +45,8 @@ _REFUSAL = re.compile(
     r"\W*(?:(?:i['’]?m|i am|we are|we're)\s+(?:very\s+|so\s+|really\s+)?(?:sorry|afraid|unable|not able)\b"
     r"|(?:i\s+)?apologi[sz]e|my apologies|sorry[,.!]"
     r"|i\s+(?:can(?:no|['’])t|cannot|could not|couldn['’]t|won['’]t|will not|do not|don['’]t)\s+"
-    r"(?:\w+\s+)?(?:help|assist|comply|create|generate|provide|answer|describe|discuss|see|view|access|have access|fulfil+)\b"
+    r"(?:\w+\s+)?(?:(?:help|assist|comply|create|generate|provide|answer|describe|discuss|have access|fulfil+)\b"
+    r"|(?:see|view|access|open)\s+(?:\w+\s+)?(?:images?|pictures?|photo(?:graph)?s?)\b)"
     r"|as an? (?:ai|artificial|language model|text-based|large language)\b"
     r"|unfortunately,? i\b)",
     re.IGNORECASE,

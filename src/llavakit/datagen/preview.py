@@ -34,7 +34,8 @@ class Preview:
     money: float | None
     first: str
 
-    def lines(self) -> list[str]:
+    def lines(self, *, paid: bool = True) -> list[str]:
+        """For a person. What is asked of a model on this machine is not ``paid`` for."""
         total = sum(self.questions.values())
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.questions.items())
         lines = [f"questions: {total:,} ({kinds})" + (f", {self.known:,} of them answered already" if self.known else "")]
@@ -43,7 +44,7 @@ class Preview:
             f" ({CHARACTERS:g} characters a token, replies as long as the examples)"
         )
         told = f"about {self.money:,.2f} at the given prices" if self.money is not None else "unknown (give --price-in and --price-out)"
-        lines.append(f"cost:      {told}")
+        lines += [f"cost:      {told}"] if paid else []
         lines.append(f"time:      about {_time(self.seconds)} ({TOKENS_A_SECOND} tokens a second in every reply)")
         return lines
 
