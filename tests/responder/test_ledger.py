@@ -207,6 +207,15 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert caught.value.code == "ledger_unwritable"
 
 
+@pytest.mark.parametrize("bad", [completion("half a character: \ud83d"), completion(prompt=2**70)])
+def test_what_cannot_be_written_is_said_and_nobody_waits_for_ever(tmp_path: Path, bad: Completion) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as book:
+        with pytest.raises(DataError):
+            asyncio.run(asyncio.wait_for(book.put(question(1), "m", bad), 20))
+        put_all(book, range(2))
+        assert book.spent("m").replies == 2
+
+
 def test_a_disk_that_is_full_is_said(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as book:
         put_all(book, range(3))

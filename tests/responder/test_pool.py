@@ -86,6 +86,21 @@ def test_what_the_ledger_knows_costs_nothing() -> None:
     assert set(ledger.paid.values()) == {1}
 
 
+def test_known_replies_do_not_keep_a_stop_waiting() -> None:
+    """Though nothing is waited for, others get their turn between two queries."""
+    ledger = MemoryLedger()
+    run(300, Told(quick), ledger)
+
+    async def work() -> int:
+        turns, done = 0, asyncio.ensure_future(ask_all_async(questions(300), Told(quick), ledger, limits=Limits(concurrency=1)))  # type: ignore[arg-type]
+        while not done.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert asyncio.run(work()) >= 100
+
+
 def test_the_same_question_twice_is_paid_for_once() -> None:
     same = [Query(id=f"n{number}", conversation=question(number % 3).conversation, sampling=question(0).sampling) for number in range(30)]
     told, ledger = Told(quick), MemoryLedger()

@@ -184,6 +184,40 @@ def test_why_a_reply_ended(fault: str, finish: str) -> None:
         assert ask_one(server.url).finish == finish
 
 
+json_replies = st.fixed_dictionaries({}, optional={
+    "choices": json | st.lists(st.fixed_dictionaries({}, optional={
+        "message": json | st.fixed_dictionaries({"content": st.text() | json}), "finish_reason": json}), max_size=2),
+    "usage": json | st.fixed_dictionaries({"prompt_tokens": st.integers() | json, "completion_tokens": st.integers() | json}),
+    "model": json, "error": json,
+})  # fmt: skip
+
+
+@given(json | json_replies)
+def test_any_json_is_a_reply_or_a_fault_and_can_be_kept(reply: object) -> None:
+    """Also halves of characters and counts beyond all measure, which no ledger could write."""
+    completer = ServerCompleter("m", base_url="http://localhost:1/v1")
+    try:
+        read = completer._read(reply)
+    except (ResponderError, ValueError):
+        return
+    assert (read.text + read.model).encode()
+    assert read.usage is None or 0 <= read.usage.prompt_tokens < 2**63
+
+
+def test_a_gateways_error_with_status_200() -> None:
+    completer = ServerCompleter("m", base_url="http://localhost:1/v1")
+    for body, kind in (
+        ({"error": {"code": 429, "message": "slow"}}, ThrottledError),
+        ({"error": {"code": 502, "message": "upstream"}}, UnavailableError),
+        ({"error": "upstream", "choices": []}, UnavailableError),
+        ({"error": {"code": 400}}, RefusedError),
+    ):
+        with pytest.raises(kind):
+            completer._read(body)
+    assert completer._read({"choices": [{"message": {"content": "\ud83d!"}, "finish_reason": "stop"}]}).text == "?!"
+    assert completer._read({"choices": [{"message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}]}).text == "No."
+
+
 REPLY = '{"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}'
 RAW = {  # what a server sends -> the text, or the code of the error
     f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(REPLY)}\r\n\r\n{REPLY}": "hi",

@@ -168,7 +168,7 @@ class Ledger:
                     self._writes.execute(_FORGIVEN, entry.row[:1])
             self._writes.executemany(_SPENT, _sums(replies))
             self._writes.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:  # whatever it is, those who wait must be told
             with suppress(sqlite3.Error):
                 self._writes.execute("ROLLBACK")
             remedy = "make room on the disk and run again: all replies but the last few are kept"

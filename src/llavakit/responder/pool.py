@@ -128,9 +128,8 @@ async def ask_all_async(
     Raises ResponderError at once when nobody can be answered (no key, no credit), whatever the judge, the iterable or a callback
     raises, and DataError when the ledger cannot be written; replies under way are recorded first.
     """
-    run = _Run(
-        queries, completer, ledger, limits, judge, on_settled, Meter(total, asyncio.get_running_loop().time), dice or random.Random()
-    )
+    meter = Meter(total, asyncio.get_running_loop().time)
+    run = _Run(queries, completer, ledger, limits, judge, on_settled, meter, dice or random.Random())
     try:
         with _signals(run.interrupt):
             return await run.whole(on_progress)
@@ -216,6 +215,7 @@ class _Run:
                     query = next(self.queries, None)
                     if query is None:
                         return
+                    await asyncio.sleep(0)  # a million known replies must not keep a signal waiting
                     result = await self.settle(query)
                     self.meter.count(result.accepted is not None, result.failure is not None)
                     if self.on_settled:
@@ -318,9 +318,8 @@ class _Run:
         """A pause longer than any question may take is the server's way to say: not today."""
         if error.retry_after and error.retry_after > self.limits.deadline:
             remedy = "run again then: every reply so far is kept"
-            raise ResponderError(
-                f"{error.what}, and not before {error.retry_after:.0f} s", code="come_later", where=error.where, remedy=remedy
-            )
+            what = f"{error.what}; it asks to be left alone for {error.retry_after:.0f} s"
+            raise ResponderError(what, code="come_later", where=error.where, remedy=remedy)
 
     def count_given_up(self, error: LlavaError) -> None:
         self.given_up += 1

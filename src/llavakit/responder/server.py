@@ -36,9 +36,9 @@ _NO_KEY = "none"  # the client insists on one
 class ServerCompleter:
     """A model on a server: a ``Completer`` and a ``Responder``.
 
-    ``timeout`` is seconds for a whole reply; ``extra`` are further fields of the request, such as ``reasoning_effort``, and part of the name,
-    so of every key in a ledger; ``direct=False`` takes the official client for plain http too. Raises ConfigError for an address it cannot
-    use, ResponderError where a key is needed and none is set, MissingExtraError where the ``openai`` package is needed and not there.
+    ``timeout`` is seconds for a whole reply; ``extra`` are further fields of the request, such as ``reasoning_effort``, and part of the
+    name, so of every key in a ledger; ``direct=False`` takes the official client for plain http too. Raises ConfigError for an address
+    it cannot use, ResponderError where a key is needed and none is set, MissingExtraError where ``openai`` is needed and not installed.
     """
 
     at_once = 4096
@@ -158,14 +158,16 @@ class ServerCompleter:
         """A reply as it should be, or ValueError."""
         if not isinstance(reply, Mapping):
             raise ValueError("no JSON object")
+        if "error" in reply and not reply.get("choices"):  # gateways say 200 and then that the server behind them failed
+            status = reply["error"].get("code") if isinstance(reply["error"], Mapping) else None
+            raise self._refusal(status if isinstance(status, int) and 400 <= status < 600 else 502, reply, {})
         try:
-            choice, usage = reply["choices"][0], reply.get("usage")
-            text, ended = choice["message"].get("content"), choice.get("finish_reason")
-            counted = Usage(prompt_tokens=int(usage["prompt_tokens"]), reply_tokens=int(usage["completion_tokens"])) if usage else None
+            choice = reply["choices"][0]
+            text, ended = choice["message"].get("content") or choice["message"].get("refusal"), choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"no choices or usage as they should be ({type(error).__name__})") from None
+            raise ValueError(f"no choices as they should be ({type(error).__name__})") from None
         finish = _FINISH.get(ended, "stop") if isinstance(ended, str) else "cut"
-        return Completion(text=text if isinstance(text, str) else "", finish=finish, model=str(reply.get("model", "")), usage=counted)
+        return Completion(text=_words(text), finish=finish, model=_words(reply.get("model")), usage=_usage(reply.get("usage")))
 
     def _fault(self, error: BaseException) -> LlavaError:
         """The client's or the wire's error as ours, without the key."""
@@ -221,6 +223,19 @@ def _json(said: bytes) -> object:
         return json.loads(said)
     except (ValueError, RecursionError):
         return said.decode(errors="replace")
+
+
+def _words(text: object) -> str:
+    """Text that can be written: JSON may spell halves of characters."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
+
+
+def _usage(counted: object) -> Usage | None:
+    """Tokens as the server counts them, where it does."""
+    counts = [counted.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(counted, Mapping) else []
+    if len(counts) == 2 and all(isinstance(count, int) and 0 <= count < 2**40 for count in counts):
+        return Usage(prompt_tokens=counts[0], reply_tokens=counts[1])
+    return None
 
 
 def _digest(fields: Mapping[str, Any]) -> str:
