@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
+from llavakit.data.check import check
 from llavakit.data.loader import Loader, Window, epoch_windows, learned_tokens
 from llavakit.data.sources import Source, read_llava
 from llavakit.errors import DataError
@@ -148,6 +149,20 @@ def test_all_missing_images_are_listed_at_once(tmp_path: Path) -> None:
         read_llava(write(tmp_path, [record(i, "<image>", "b", image=f"{i}.png") for i in range(3)]))
     assert all(f"{i}.png" in str(caught.value) for i in range(3))
     assert "3 samples" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "given", "there"), [("a.png", ".", "photos"), ("photos/a.png", "photos", ".")])
+def test_where_the_pictures_were_meant_to_be_is_found(name: str, given: str, there: str, tmp_path: Path) -> None:
+    """A folder too few in the names or in the option, and one too many."""
+    (tmp_path / "photos").mkdir()
+    Pillow.new("RGB", (8, 8)).save(tmp_path / "photos/a.png")
+    path = write(tmp_path, [record(0, "<image>", "b", image=name)])
+    with pytest.raises(DataError) as caught:
+        read_llava(path, image_root=tmp_path / given)
+    assert f"set images={tmp_path / there}," in caught.value.remedy
+    read_llava(path, image_root=tmp_path / there)
+    [finding] = check(path, image_root=tmp_path / given).findings
+    assert finding.remedy.endswith(f"it is under {tmp_path / there}")
 
 
 def test_what_is_used_with_a_remark(tmp_path: Path, picture: str) -> None:

@@ -128,6 +128,12 @@ def test_other_sources_do_not_change_the_choice(root: Path) -> None:
     assert alone != ids(mixture(root, source("a", share=0.3, seed=1)))
 
 
+def test_each_file_says_how_far_its_reading_is(root: Path) -> None:
+    told: dict[str, list[tuple[int, int]]] = {}
+    mixture(root, source("a"), source("b"), progress=lambda name: lambda done, whole: told.setdefault(name, []).append((done, whole)))
+    assert {name: steps[-1] for name, steps in told.items()} == {name: ((root / name).stat().st_size,) * 2 for name in ("a.json", "b.json")}
+
+
 def test_a_slice_is_a_mixture(root: Path) -> None:
     whole = mixture(root, source("a", share=0.5), source("b"))
     part = whole[5:29:3]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from llavakit.data import reading
 from llavakit.data.reading import Records
 from llavakit.errors import DataError
 
@@ -126,3 +127,18 @@ def test_the_memory_is_a_records_and_not_the_files(path: Path) -> None:
     tracemalloc.stop()
     assert count == 20_000
     assert peak < path.stat().st_size / 10
+
+
+def test_a_long_reading_says_how_far_it_is_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    clock = 0.0
+    monkeypatch.setattr(reading.time, "monotonic", lambda: clock)
+    tell = reading.now_and_then("reading a.json", said.append)
+    for second in range(100):
+        clock = float(second)
+        tell(second, 100)
+    assert len(said) == 99 // 6  # more than five seconds apart
+    assert said[:2] == ["reading a.json: 6%", "reading a.json: 12%"]
+    tell = reading.now_and_then("reading b.json", said.append)
+    tell(0, 0)
+    assert not any("b.json" in line for line in said)

@@ -11,6 +11,9 @@ import torch
 
 from llavakit import config as options
 from llavakit.data.manifest import SHIPPED
+from llavakit.miniature.decoder import DecoderConfig
+from llavakit.miniature.tokenizer import TokenizerConfig
+from llavakit.miniature.tower import TowerConfig
 from llavakit.model.llava import Llava
 from llavakit.model.released import SYSTEMS
 from llavakit.model.sizes import empty
@@ -19,11 +22,12 @@ from llavakit.tiling import HD, RELEASED, tiles_of
 from llavakit.train import lora
 from llavakit.train.stages import LORA, STAGES
 from llavakit.train.start import shapes
+from test_readme import parse as command_parses
 
 ROOT = Path(__file__).parent.parent
-PUBLISHED = {  # spec 4.2: global batch, rate, epochs
+PUBLISHED = {  # spec 4.2, and our own "few": global batch, rate, epochs
     "pretrain": (256, 1e-3, 1), "finetune": (128, 2e-5, 1), "lora": (128, 2e-4, 1), "qlora": (128, 2e-4, 1), "task": (128, 2e-5, 1),
-    "task-lora": (128, 2e-4, 1), "hd": (128, 2e-5, 1), "v1-pretrain": (128, 2e-3, 1), "v1-finetune": (32, 2e-5, 3),
+    "task-lora": (128, 2e-4, 1), "few": (8, 2e-5, 5), "hd": (128, 2e-5, 1), "v1-pretrain": (128, 2e-3, 1), "v1-finetune": (32, 2e-5, 3),
     "v1-scienceqa": (32, 2e-5, 12), "next-pretrain": (256, 1e-3, 1), "next": (128, 1e-5, 1), "next-mistral": (128, 1e-5, 1),
     "next-34b": (128, 1e-5, 1),
 }  # fmt: skip
@@ -82,29 +86,64 @@ def test_a_recipe_is_its_echo() -> None:
 
 
 FROM_PARTS = ["DATA", "TOWER", "DECODER"]
-SCRIPTS = {
-    "v1.5.sh": (FROM_PARTS, ["pretrain", "finetune"]), "v1.5-lora.sh": (["DATA", "START"], ["lora"]),
-    "v1.5-hd.sh": (FROM_PARTS, ["pretrain", "hd"]), "v1.sh": (FROM_PARTS, ["v1-pretrain", "v1-finetune"]),
-    "scienceqa.sh": (["DATA", "START"], ["v1-scienceqa"]), "next.sh": (["next-34b", *FROM_PARTS], ["next-pretrain", "next-34b"]),
-}  # fmt: skip
+RUNS = [  # a script, its words and its variables, and the recipes it runs
+    ("v1.5.sh", FROM_PARTS, {}, ["pretrain", "finetune"]), ("v1.5-lora.sh", ["DATA", "START"], {}, ["lora"]),
+    ("v1.5-lora.sh", ["DATA", "START"], {"RECIPE": "qlora"}, ["qlora"]), ("v1.5-hd.sh", FROM_PARTS, {}, ["pretrain", "hd"]),
+    ("v1.sh", FROM_PARTS, {}, ["v1-pretrain", "v1-finetune"]), ("scienceqa.sh", ["DATA", "START"], {}, ["v1-scienceqa"]),
+    ("next.sh", ["next-34b", *FROM_PARTS], {}, ["next-pretrain", "next-34b"]),
+    ("next.sh", ["next-mistral", *FROM_PARTS], {"SHARD": "none"}, ["next-pretrain", "next-mistral"]),
+    ("next.sh", ["next", *FROM_PARTS], {"START": "runs/v1.5/pretrain"}, ["next"]),
+]  # fmt: skip
+BUILT_IN = ("tiny.sh", "tiny-next.sh")
+MINIATURE = {"tokenizer": TokenizerConfig(), "tower": TowerConfig(), "decoder": DecoderConfig()}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_runs_its_recipes(script: str, tmp_path: Path) -> None:
-    """With a torchrun that only writes down what it was given: each call names a recipe, options that exist, and shipped data."""
-    words, names = SCRIPTS[script]
-    stub = tmp_path / "torchrun"
+def called(script: str, words: list[str], program: str, folder: Path, **variables: str) -> list[list[str]]:
+    """What a script gives to a program that only writes down its words, call by call."""
+    stub = folder / program
     stub.write_text('#!/bin/sh\nprintf "%s\\037" "$@" >> "$CALLS"; echo >> "$CALLS"\n')
     stub.chmod(0o755)
-    given = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "CALLS": str(tmp_path / "calls"), "GPUS": "3"}
-    subprocess.run(["bash", ROOT / "runs" / script, *words], env=given, check=True)
-    calls = [line.strip("\x1f").split("\x1f") for line in (tmp_path / "calls").read_text().splitlines()]
+    given = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "CALLS": str(folder / "calls")} | variables
+    subprocess.run(["bash", ROOT / "runs" / script, *words], env=given, check=True, capture_output=True)
+    return [line.strip("\x1f").split("\x1f") for line in (folder / "calls").read_text().splitlines()]
+
+
+def test_no_script_is_left_out() -> None:
+    assert {path.name for path in (ROOT / "runs").iterdir()} == {script for script, *_ in RUNS} | set(BUILT_IN)
+
+
+@pytest.mark.parametrize(("script", "words", "variables", "names"), RUNS, ids=lambda value: value if isinstance(value, str) else None)
+def test_a_script_runs_its_recipes(script: str, words: list[str], variables: dict[str, str], names: list[str], tmp_path: Path) -> None:
+    """Each call names a recipe, options that exist, shipped data, the published batch; a stage begins where the one before it ended."""
+    calls = called(script, words, "torchrun", tmp_path, GPUS="3", **variables)
     assert [call[:5] for call in calls] == [["--nproc-per-node", "3", "-m", "llavakit", "train"]] * len(names)
     assert [call[5] for call in calls] == names
-    for call in calls:
-        config = options.parse(RECIPES[call[5]].config, call[6:])
+    configs = [options.parse(RECIPES[call[5]].config, call[6:]) for call in calls]
+    for name, config in zip(names, configs, strict=True):
         assert str(config.data) in SHIPPED or script == "scienceqa.sh"
-        assert config.batch_size * config.accumulation == PUBLISHED[call[5]][0]
+        assert config.batch_size * config.accumulation == PUBLISHED[name][0]
+    assert [config.start for config in configs[1:]] == [config.out for config in configs[:-1]]
+    assert configs[0].start == (None if "TOWER" in words and "START" not in variables else Path(variables.get("START", "START")))
+
+
+def test_the_scripts_of_the_built_in_models_fit_together(tmp_path: Path) -> None:
+    """Every call parses, and takes its parts from what an earlier call, of the first script for the second, has made."""
+    made: set[Path] = set()
+    for script in BUILT_IN:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        for call in called(script, [str(tmp_path / "out")], "llava", tmp_path):
+            command_parses(["llava", *call])
+            if call[0] == "scenes":
+                made |= {tmp_path / "out" / Path(call[2]).name} if call[1] == "export" else set()
+                continue
+            base = RECIPES[call[1]].config if call[0] == "train" else MINIATURE[call[1]]
+            config = options.parse(base, call[2:])  # type: ignore[type-var]
+            for name in ("start", "tower", "decoder", "tokenizer", "data", "images"):
+                part = getattr(config, name, None)
+                assert part is None or part in made or part.parent in made, (script, call)
+            made.add(config.out)
+        assert call[:2] == ["scenes", "score"]
+        assert Path(call[3]) in made
 
 
 def test_nothing_was_allocated() -> None:

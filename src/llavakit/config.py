@@ -50,7 +50,7 @@ class TrainConfig:
     lora: Lora | None = None
     "Learn LoRA matrices beside the language model's frozen layers; with start, which is their base (finetune)."
     start: Path | None = None
-    "A native checkpoint to start from."
+    "A native checkpoint to start from: a folder, the folder of a run, tiny (built in), or a Hub id."
     tower: Path | None = None
     "A folder holding a CLIP vision model; with start, it takes the place of the checkpoint's own."
     decoder: Path | None = None

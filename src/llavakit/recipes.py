@@ -2,7 +2,7 @@
 
               projector alone (stage 1)     projector and language model (stage 2)            from a finished LLaVA
     v1        v1-pretrain                   v1-finetune  v1-scienceqa
-    1.5       pretrain                      finetune  lora  qlora                             task  task-lora
+    1.5       pretrain                      finetune  lora  qlora                             task  task-lora  few
     1.5-HD                                  hd (from a stage 1 at 224 pixels)
     NeXT      next-pretrain                 next  next-mistral  next-34b (the tower too)
 
@@ -62,6 +62,11 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(name="task", help="1.5, go on with a finished model on your own task", config=_named("task", FINETUNE), makes=_V15),
         Recipe(name="task-lora", help="1.5, your own task with LoRA", config=_named("task-lora", LORA), makes=_V15),
+        Recipe(
+            name="few", help="1.5, your own task from some dozens or hundreds of samples", makes=_V15,
+            config=_named("few", replace(FINETUNE, batch_size=8, accumulation=1, epochs=5)),
+            note="not the papers': of fewer than a thousand samples their batch of 128 makes too few steps",
+        ),
         Recipe(
             name="hd", help="1.5-HD, stage 2: up to six tiles of 224 pixels, a padded base", data="llava-1.5-665k",
             config=_named("hd", replace(FINETUNE, aspect="anyres", tiles="hd", base="pad", max_length=4096)),

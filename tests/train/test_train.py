@@ -17,7 +17,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from weights import equal, weights
 
-from llavakit.checkpoint import store
+from llavakit import config as options
+from llavakit.checkpoint import places, store
 from llavakit.config import TrainConfig
 from llavakit.data.sources import read_llava
 from llavakit.errors import CheckpointError, ConfigError, LlavaError, TrainingError
@@ -205,6 +206,27 @@ def test_bf16_keeps_fp32_masters_and_leaves_frozen_weights_alone(pretrain: Train
 
 
 # ---- starting
+
+
+def test_a_start_may_be_a_name(finetune: TrainConfig) -> None:
+    """What ``--model`` takes: a built-in model, or a folder, which wins."""
+    assert start.settled(replace(finetune, start=Path("tiny"))).start == places.built_in("tiny").absolute()
+    assert start.settled(finetune).start == finetune.start
+
+
+@pytest.mark.parametrize(("samples", "steps", "said"), [(50, 1, True), (200, 2, True), (50 * 128, 50, False)])
+def test_a_run_of_few_steps_is_remarked_on(samples: int, steps: int, said: bool, finetune: TrainConfig) -> None:
+    """The words name options that make it at least twenty steps; where steps are asked for, nothing is said."""
+    config = replace(finetune, steps=None, batch_size=16, accumulation=8)
+    remark = start.few_steps(config, samples, steps)
+    assert bool(remark) == said
+    assert start.few_steps(replace(config, steps=steps), samples, steps) is None
+    if remark:
+        better = options.parse(config, remark.split("try ")[1].split())
+        assert better.batch_size == 8
+        steps = better.epochs * math.ceil(samples / (better.batch_size * better.accumulation))
+        assert steps >= start.FEW_STEPS
+        assert start.few_steps(better, samples, steps) is None
 
 
 def test_stage_one_joins_two_models_by_an_untrained_projector(

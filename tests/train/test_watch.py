@@ -33,7 +33,7 @@ def test_a_split_keeps_so_many_and_loses_none(keep: int, seed: int, data: Path) 
     assert len(held) == keep
     assert sorted([sample.id for sample in trained] + [sample.id for sample in held]) == sorted(sample.id for sample in source)
     assert [sample.id for sample in split(source, keep, seed=seed)[1]] == [sample.id for sample in held]
-    assert held.lengths() == [source.lengths()[number] for number in held.numbers]
+    assert list(held.lengths()) == [source.lengths()[number] for number in held.numbers]
     assert sum(map(len, groups(held).values())) == keep
 
 

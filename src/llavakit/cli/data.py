@@ -6,7 +6,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
-from llavakit.cli import options, terminal
+from llavakit.cli import options, published, terminal
 from llavakit.cli.border import harmless, one_line
+from llavakit.cli.terminal import many
 from llavakit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def check(
 
     rows: list[dict[str, Any]] = []
     for path in files:
-        with _progress(f"checking {path.name}") as tell:
+        with terminal.progress(f"checking {path.name}") as tell:
             found = examine(path, image_root=images, allow_outside=allow_outside, open_images=open_images, progress=tell)
         if not as_json:
             for finding in found.findings:
@@ -90,7 +90,7 @@ def check(
     if as_json:
         print(json.dumps({"records": records, "faults": faults, "remarks": remarks, "files": rows}))
     else:
-        print(f"{_many(records, 'record')}: {_many(faults, 'fault')}, {_many(remarks, 'remark')}")
+        print(f"{many(records, 'record')}: {many(faults, 'fault')}, {many(remarks, 'remark')}")
     if faults:
         raise Exit(1)
 
@@ -116,7 +116,7 @@ def stats(
     for path in files:
         # a picture's size decides its tokens only for models that cut it into tiles; without a model no picture is looked for
         source = _source(path, images, allow_outside=allow_outside, check_images=count is not None)
-        with _progress(f"counting {path.name}") as tell:
+        with terminal.progress(f"counting {path.name}") as tell:
             found = count_all(_told(source, tell), count=count, max_length=max_length)
         rows.append((path, source, found))
     if as_json:
@@ -140,11 +140,11 @@ def convert(
     """Write the same samples in another format; nothing that the file says is lost."""
     from llavakit.data.convert import convert as rewrite
 
-    with _progress(f"converting {source.name}") as tell:
+    with terminal.progress(f"converting {source.name}") as tell:
         report = rewrite(source, out, written=written.value if written else None, image_root=images, skip=skip_bad, progress=tell)
     for line in report.lines():
         print(line, file=sys.stderr)
-    print(f"{out}: {_many(report.records - report.faults.total(), 'sample')}")
+    print(f"{out}: {many(report.records - report.faults.total(), 'sample')}")
 
 
 @app.command(epilog=SHOW_EXAMPLES)
@@ -174,14 +174,18 @@ def show(
     console.print(_marked(segments, colors=terminal.has_color(console)))
 
 
+app.command(epilog=published.MIXTURE_EXAMPLES)(published.mixture)
+app.command(epilog=published.SCIENCEQA_EXAMPLES)(published.scienceqa)
+
+
 def _source(path: Path, images: Path | None, *, allow_outside: bool, check_images: bool) -> Source:
     """The usable samples of a file; what was left out goes to stderr."""
     from llavakit.data.sources import read_llava
 
-    with _progress(f"reading {path.name}") as tell:
+    with terminal.progress(f"reading {path.name}") as tell:
         source = read_llava(path, image_root=images, on_bad="skip", allow_outside=allow_outside, check_images=check_images, progress=tell)
     if left_out := source.report.faults.total():
-        print(f"{path.name}: {_many(left_out, 'sample')} cannot be used (llava data check lists them)", file=sys.stderr)
+        print(f"{path.name}: {many(left_out, 'sample')} cannot be used (llava data check lists them)", file=sys.stderr)
     return source
 
 
@@ -215,7 +219,7 @@ def _told(source: Source, tell: Progress) -> Iterator[Conversation]:
 
 def _table(path: Path, source: Source, found: Stats) -> str:
     """The figures of one file, in columns."""
-    lines = [f"{path}: {_many(source.report.records, 'record')}, {_many(found.samples, 'usable sample')}", ""]
+    lines = [f"{path}: {many(source.report.records, 'record')}, {many(found.samples, 'usable sample')}", ""]
     lines.append(f"{'':>16}{'least':>10}{'median':>10}{'mean':>10}{'95 %':>10}{'most':>10}{'total':>14}")
     for name, spread in found.spreads.items():
         values = "".join(f"{value:>10,.6g}" for value in dataclasses.astuple(spread)[:-1])
@@ -249,17 +253,3 @@ def _name(source: object) -> str:
 
 def _kind(fault: bool) -> str:
     return "fault" if fault else "remark"
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Progress]:
-    """A bar on stderr, of a length that is known when the work has begun; nothing when stderr is no terminal."""
-    from rich.progress import Progress as Bar
-
-    with Bar(console=terminal.err(), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

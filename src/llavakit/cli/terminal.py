@@ -8,12 +8,17 @@ One character cell is about twice as high as wide, so the upper half block shows
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.console import Console
     from rich.text import Text
+
+    from llavakit.data.reading import Progress
 
 
 def out() -> Console:
@@ -33,6 +38,26 @@ def err() -> Console:
 def has_color(console: Console) -> bool:
     """True when colours will be seen (a terminal that knows them, and no NO_COLOR)."""
     return console.color_system is not None and not console.no_color
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Progress]:
+    """A bar on stderr, of a length that is known when the work has begun; a line now and then where stderr is no terminal."""
+    from llavakit.data.reading import now_and_then
+
+    if not sys.stderr.isatty():
+        yield now_and_then(what, lambda line: print(line, file=sys.stderr, flush=True))
+        return
+    from rich.progress import Progress as Bar
+
+    with Bar(console=err(), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def many(count: int, what: str) -> str:
+    """``1 sample``, ``1,234 samples``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def picture(image: Image, *, columns: int = 40) -> Text:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from llavakit.data.formats import records
-from llavakit.data.present import missing
+from llavakit.data.present import elsewhere, missing
 from llavakit.data.reading import Progress
 from llavakit.data.rules import Finding, examine
 from llavakit.errors import DataError, ImageError, LlavaError
@@ -81,9 +81,12 @@ def _finding(error: LlavaError) -> Finding:
 
 def _pictures(users: dict[str, list[str]], root: Path, open_images: bool) -> Iterator[Finding]:
     absent = missing(users, root)
+    lost = [name for name in users if name in absent]
+    near = elsewhere(lost[0], root) if lost else None
     for name in users:
         if name in absent:
-            yield from (Finding(True, "image_missing", f"no image file {name}", place, f"looked under {root}") for place in users[name])
+            remedy = f"looked under {root.absolute()}" + (f"; it is under {near}" if near and (near / name).is_file() else "")
+            yield from (Finding(True, "image_missing", f"no image file {name}", place, remedy) for place in users[name])
     if open_images:
         there = [name for name in users if name not in absent]
         with ThreadPoolExecutor(READERS) as pool:

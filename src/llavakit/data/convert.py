@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -69,6 +69,16 @@ def convert(
                     raise error from None
                 report.fault(error)
     return report
+
+
+def write_records(records: Iterable[Mapping[str, Any]], out: Path) -> None:
+    """Write LLaVA records to a .json or .jsonl, plain or packed; complete or not at all. Raises ConfigError for another ending."""
+    ending = _ending(out)
+    if ending == ".parquet":
+        raise ConfigError("parquet holds messages", code="bad_value", where=str(out), remedy="write .json, and llava data convert it")
+    with _writer(out, ending, out.parent) as write:
+        for record in records:
+            write(record)
 
 
 _OTHER: dict[Written, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"llava": to_llava, "messages": to_messages}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llavakit.data.manifest import Manifest, SourceSpec, part_of
+from llavakit.data.reading import Progress
 from llavakit.data.sources import OnBad, Report, Sample, Source, read_llava
 from llavakit.errors import DataError
 
@@ -82,32 +83,46 @@ def choose(count: int, wanted: int, *, fingerprint: str, seed: int) -> Numbers:
 
 
 def open_mixture(
-    manifest: Manifest, root: Path, *, share: float = 1.0, on_bad: OnBad = "stop", allow_outside: bool = False, check_images: bool = True
+    manifest: Manifest,
+    root: Path,
+    *,
+    share: float = 1.0,
+    on_bad: OnBad = "stop",
+    allow_outside: bool = False,
+    check_images: bool = True,
+    progress: Callable[[str], Progress] | None = None,
 ) -> Mixture:
     """Read every source of the manifest below ``root`` and take ``share`` of the whole (1.0, or less for trials).
+
+    ``progress`` gives, for a file's name, what hears how far its first reading is.
 
     Raises DataError: ``mixture_missing`` (all files and image folders that are not there, each with what to download), ``bad_share``,
     ``take_too_large``, or what ``read_llava`` says of a file.
     """
     if not 0 < share <= 1:
         raise DataError(f"a share of {share}", code="bad_share", where=manifest.name, remedy="give a part of the whole, such as 0.01")
-    images_needed = check_images and on_bad == "stop"
-    missing = [line for spec in manifest.sources for line in _missing(spec, root, images_needed=images_needed)]
-    if missing:
+    absent = missing(manifest, root, images_needed=check_images and on_bad == "stop")
+    if absent:
         raise DataError(
-            f"{len(missing)} of the mixture's files and folders are not under {root}: {'; '.join(missing)}",
+            f"{len(absent)} of the mixture's files and folders are not under {root}: {'; '.join(absent)}",
             code="mixture_missing",
             where=manifest.name,
             remedy="download them there, or write a manifest with other paths",
         )
-    return Mixture([Ingredient.of(spec, _read(spec, root, on_bad, allow_outside, check_images), share=share) for spec in manifest.sources])
+
+    def read(spec: SourceSpec) -> Source:
+        assert spec.file is not None, "a manifest names every file"
+        return read_llava(
+            root / spec.file, image_root=root / spec.images, on_bad=on_bad, allow_outside=allow_outside, check_images=check_images,
+            progress=progress(spec.file.name) if progress is not None else None,
+        )  # fmt: skip
+
+    return Mixture([Ingredient.of(spec, read(spec), share=share) for spec in manifest.sources])
 
 
-def _read(spec: SourceSpec, root: Path, on_bad: OnBad, allow_outside: bool, check_images: bool) -> Source:
-    assert spec.file is not None, "a manifest names every file"
-    return read_llava(
-        root / spec.file, image_root=root / spec.images, on_bad=on_bad, allow_outside=allow_outside, check_images=check_images
-    )
+def missing(manifest: Manifest, root: Path, *, images_needed: bool) -> list[str]:
+    """The files, and the folders of pictures, that are not below ``root``, each with what to download."""
+    return [line for spec in manifest.sources for line in _missing(spec, root, images_needed=images_needed)]
 
 
 def _missing(spec: SourceSpec, root: Path, *, images_needed: bool) -> Iterable[str]:

@@ -29,6 +29,12 @@ def missing(names: Iterable[str], root: Path) -> set[str]:
     return absent
 
 
+def elsewhere(name: str, root: Path) -> Path | None:
+    """A folder near ``root`` under which ``name`` lies: one above it, or one in it. The usual slip in naming the pictures' folder."""
+    near = [*root.absolute().parents[:2], *sorted(path for path in root.glob("*") if path.is_dir())]
+    return next((folder for folder in near if (folder / name).is_file()), None)
+
+
 def _files(folder: str, wanted: set[str]) -> set[str]:
     """Those of the wanted names that a listing of the folder shows as files."""
     try:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +26,22 @@ from llavakit.errors import DataError
 CHUNK = 1 << 20
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 Broken = Callable[[DataError], None]  # hears of a line that is no JSON, and the reading goes on
+SECONDS_APART = 5.0  # between two lines about one reading
 _BLANK = re.compile(r"[ \t\n\r]*")
 _NEAR = 16  # a value that is cut off fails at its end, or, inside a word or an escape, a few characters before
+
+
+def now_and_then(what: str, say: Callable[[str], object]) -> Progress:
+    """Progress as a line every few seconds, for a terminal and a pipe alike; a short reading is silent."""
+    last = time.monotonic()
+
+    def tell(done: int, whole: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > SECONDS_APART:
+            last = time.monotonic()
+            say(f"{what}: {done / max(1, whole):.0%}")
+
+    return tell
 
 
 class Records:

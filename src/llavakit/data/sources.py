@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llavakit.data.index import Index, open_index
-from llavakit.data.present import missing
+from llavakit.data.present import elsewhere, missing
 from llavakit.data.reading import Progress
 from llavakit.data.rules import SHOWN, Report
 from llavakit.errors import DataError
@@ -149,12 +149,14 @@ def _with_pictures(source: Source, path: Path, on_bad: OnBad) -> Source:
         ids = index.image_ids[index.image_starts[number] : index.image_starts[number + 1]]
         shown.append((index.sample(number, source.image_root)[0], index.place(number), next(names[i] for i in ids if names[i] in absent)))
     if on_bad == "stop":
+        found = elsewhere(shown[0][2], source.image_root)
+        mend = f"set images={found}" if found else "correct the names, or set images=<folder>"
         told = "; ".join(f"{path.name}:{place} {name}" for _, place, name in shown) + ("; ..." if len(bad) > SHOWN else "")
         raise DataError(
             f"{len(bad)} samples name images that are not under {source.image_root}: {told}",
             code="image_missing",
             where=str(path),
-            remedy="set images=<folder>, or leave them out with on_bad_sample=skip",
+            remedy=f"{mend}, or leave them out with on_bad_sample=skip",
         )
     source.report.faults["image_missing"] += len(bad)
     source.report.places["image_missing"] = [

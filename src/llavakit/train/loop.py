@@ -167,6 +167,8 @@ def _begin(config: TrainConfig, ranks: Ranks, resumed: Path | None, say: Callabl
         + (f" on {ranks.world} ranks" if ranks.world > 1 else "")
         + (f"; resumed at step {run.step}" if resumed else "")
     )
+    if remark := start.few_steps(config, len(samples), steps):
+        say(remark)
     return run
 
 

@@ -164,8 +164,9 @@ def inspect(config: TrainConfig, *, say: Say, save_model: SaveModel = store.save
     step = replace(run, batch=min(run.batch, run.samples))
     rate = calibrate(step, tried.seconds * run.tokens * step.batch / tried.tokens, peak=1.0)
     bf16 = start.forward_dtype(config, where) == torch.bfloat16
+    remarks = [*source.report.lines(), *filter(None, [start.few_steps(config, run.samples, steps)])]
     return Report(
-        records=source.report.records, remarks=tuple(source.report.lines()), pictures=pictures, unreadable=unreadable, masks=masks,
+        records=source.report.records, remarks=tuple(remarks), pictures=pictures, unreadable=unreadable, masks=masks,
         lengths=seen, rehearsal=tried, run=run, steps=steps, predicted=memory(run, rows=config.batch_size, bf16=bf16).total,
         room=torch.cuda.mem_get_info(where)[1] if where.type == "cuda" else None, rate=rate,
         hours=steps * min(run.batch, run.samples) * flops(run).total / rate / 3600 if config.steps is not None else hours(run, rate=rate),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
-from llavakit.checkpoint import store
+from llavakit.checkpoint import places, store
 from llavakit.config import TrainConfig
 from llavakit.data.manifest import SHIPPED, read_manifest, shipped
 from llavakit.data.mixture import Mixture, open_mixture
+from llavakit.data.reading import Progress, now_and_then
 from llavakit.data.sources import Source, read_llava
 from llavakit.errors import CheckpointError, ConfigError
 from llavakit.images import Preprocess
@@ -35,12 +35,15 @@ from llavakit.train.attention import use_training_attention
 from llavakit.train.stages import STAGES
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
-SECONDS_APART = 5.0  # between two lines about one reading
+FEW_STEPS, FEW_SAMPLES = 20, 8  # fewer steps than these are remarked on; a batch that is small enough
 ROWS_ROUNDED_TO = 64  # spec 1.6: the embedding grows to a multiple of 64
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """The same run with absolute paths, so that its echo reruns from anywhere. Raises ConfigError ``missing_option``."""
+    """The same run with absolute paths, so that its echo reruns from anywhere; of a start on the Hub, the folder of the commit it has now.
+
+    Raises ConfigError ``missing_option``, and what ``places.find`` does.
+    """
     if config.data is None:
         raise ConfigError("no training data", code="missing_option", where="data", remedy="give data=<LLaVA JSON or JSONL file>")
     if config.start is None and (config.tower is None or config.decoder is None):
@@ -48,7 +51,7 @@ def settled(config: TrainConfig) -> TrainConfig:
             "nothing to start from",
             code="missing_option",
             where="start",
-            remedy="give start=<checkpoint>, or tower=<folder> decoder=<folder>",
+            remedy="give start=<checkpoint> (tiny is the built-in one), or tower=<folder> decoder=<folder>",
         )
     if config.start is not None and config.decoder is not None:
         raise ConfigError("both a checkpoint and a decoder", code="bad_value", where="start", remedy="give start, or tower and decoder")
@@ -57,9 +60,10 @@ def settled(config: TrainConfig) -> TrainConfig:
     named = str(config.data) in SHIPPED and not config.data.exists()
     images = config.images if config.images is not None else Path() if named else config.data.parent
     resume = config.resume if config.resume in ("auto", "never") else str(Path(config.resume).absolute())
+    start = places.find(config.start) if config.start is not None else None
     paths = {
         name: path.absolute() if path is not None else None
-        for name, path in {"start": config.start, "tower": config.tower, "decoder": config.decoder, "data": config.data}.items()
+        for name, path in {"start": start, "tower": config.tower, "decoder": config.decoder, "data": config.data}.items()
     }
     if named:
         paths["data"] = config.data
@@ -70,24 +74,27 @@ def samples(config: TrainConfig, say: Callable[[str], object]) -> Source | Mixtu
     """The samples of a file or of a mixture, checked; a file read for the first time says how far it is. Raises DataError."""
     assert config.data is not None
     given = {"on_bad": config.on_bad_sample, "allow_outside": config.allow_outside}
+
+    def told(name: str) -> Progress:
+        return now_and_then(f"reading {name}, once", say)
+
     if str(config.data) not in SHIPPED and config.data.suffix not in (".yaml", ".yml"):
-        told = _now_and_then(config.data.name, say)
-        return read_llava(config.data, image_root=config.images, progress=told, **given)  # type: ignore[arg-type]
+        return read_llava(config.data, image_root=config.images, progress=told(config.data.name), **given)  # type: ignore[arg-type]
     manifest = shipped(str(config.data)) if str(config.data) in SHIPPED else read_manifest(config.data)
-    return open_mixture(manifest, config.images or Path(), share=config.share, **given)  # type: ignore[arg-type]
+    return open_mixture(manifest, config.images or Path(), share=config.share, progress=told, **given)  # type: ignore[arg-type]
 
 
-def _now_and_then(name: str, say: Callable[[str], object]) -> Callable[[int, int], None]:
-    """A line every few seconds of a long reading; a short one is silent."""
-    last = time.monotonic()
-
-    def tell(done: int, whole: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > SECONDS_APART:
-            last = time.monotonic()
-            say(f"reading {name}, once: {done / max(1, whole):.0%}")
-
-    return tell
+def few_steps(config: TrainConfig, samples: int, steps: int) -> str | None:
+    """A remark where a published batch is too large for a small file: who brings 50 samples of a batch of 128 takes one step an epoch."""
+    batch = config.batch_size * config.accumulation
+    if config.steps is not None or steps >= FEW_STEPS:
+        return None
+    small = min(config.batch_size, FEW_SAMPLES)
+    epochs = max(config.epochs, -(-FEW_STEPS // -(-samples // small)))
+    return (
+        f"{samples} samples in batches of {batch} make {steps} step{'s' * (steps > 1)}, too few to change a model much; "
+        f"try batch_size={small} accumulation=1 epochs={epochs}, or the recipe few"
+    )
 
 
 def template(name: str) -> Template:
