@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,10 +18,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import llavakit
+from llavakit.datagen.drawn import export
 from llavakit.eval.scenes import Asked, ask, best_guess, caption_f1, held_out, overall, score, table
 from llavakit.scenes.close_up import close_up
 from llavakit.scenes.draw import RGB, blank, box, draw
-from llavakit.scenes.export import export
 from llavakit.scenes.questions import KINDS, pick, questions
 from llavakit.scenes.statements import ORDER, captions, near_misses, statements
 from llavakit.scenes.world import COLORS, LETTER, PLACES, SHAPES, Scene, Thing, make_scene, scenes
@@ -142,6 +145,17 @@ def test_answers_follow_from_the_scene(seed: int) -> None:
 def test_every_kind_is_asked() -> None:
     asked = Counter(q.kind for s in range(300) for q in questions(make_scene(s), random.Random(s)))
     assert set(asked) == set(KINDS)
+
+
+def test_questions_are_the_same_in_every_process() -> None:
+    """The order of a set of strings is not, and exports must be."""
+    code = "import random; from llavakit.scenes.questions import *; from llavakit.scenes.world import make_scene; "
+    code += "print([pick(make_scene(s), random.Random(s), 8) for s in range(40)])"
+    done = [
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True, timeout=60)
+        for seed in ("1", "2")
+    ]
+    assert done[0].stdout == done[1].stdout
 
 
 def test_splits_never_meet() -> None:

@@ -5,6 +5,7 @@
     border       errors, warnings and exit codes     environment                a report for bug threads
     options      options that commands share         terminal                   consoles and small pictures
     info  verify  convert      checkpoints: what they are, whether they agree with transformers, from layout to layout
+    generate  caption  asking  instruction data and captions by a teacher; whom to ask, and how far it has come
     concepts                   a balanced part of many captions
     plan  preflight            what a training run takes; what is looked at before its first step
 

@@ -7,7 +7,24 @@ from typing import Annotated
 from typer import Exit, Option, Typer
 
 from llavakit import __version__
-from llavakit.cli import ask, chat, concepts, convert, data, demo, environment, info, miniature, plan, scenes, show, train, verify
+from llavakit.cli import (
+    ask,
+    caption,
+    chat,
+    concepts,
+    convert,
+    data,
+    demo,
+    environment,
+    generate,
+    info,
+    miniature,
+    plan,
+    scenes,
+    show,
+    train,
+    verify,
+)
 
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
@@ -18,6 +35,8 @@ COMMANDS = (
     ("verify", verify.verify, verify.EXAMPLES),
     ("concepts", concepts.concepts, concepts.EXAMPLES),
     ("convert", convert.convert, convert.EXAMPLES),
+    ("generate", generate.generate, generate.EXAMPLES),
+    ("caption", caption.caption, caption.EXAMPLES),
     ("demo", demo.demo, demo.EXAMPLES),
     ("env", environment.environment, environment.EXAMPLES),
 )

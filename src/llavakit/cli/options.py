@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -121,12 +121,13 @@ class Loading:
 
 
 def spread(command: Callable[..., T]) -> Callable[..., T]:
-    """A command that takes ``Loading`` or ``Drawing`` as a parameter: typer sees the fields as options, the command gets the value."""
+    """A command that takes ``Loading``, ``Drawing`` or their like as a parameter: typer sees the fields as options."""
     values: dict[str, tuple[type, tuple[str, ...]]] = {}
     seen: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         kind = parameter.annotation
-        if kind is Loading or kind is Drawing:
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
             inner = inspect.signature(kind, eval_str=True).parameters
             values[parameter.name] = kind, tuple(inner)
             seen += inner.values()

@@ -76,7 +76,7 @@ def export(
     ] = None,
 ) -> None:
     """Write pictures with COCO files, LLaVA JSON for both stages, and a benchmark."""
-    from llavakit.scenes.export import export as export_scenes
+    from llavakit.datagen.drawn import export as export_scenes
 
     with progress("drawing", count) as tell:
         print(

@@ -74,9 +74,15 @@ class Facts:
 
 
 def count(
-    rows: Iterable[Row], rejects: Iterable[Row] = (), contexts: Iterable[Row] = (), *, named: Named | None = None, seed: int = 0
+    rows: Iterable[Row],
+    rejects: Iterable[Row] = (),
+    contexts: Iterable[Row] = (),
+    *,
+    named: Named | None = None,
+    seed: int = 0,
+    samples: int = SAMPLES,
 ) -> Facts:
-    """Count everything. Raises DataError for a row that is no conversation."""
+    """Count everything; ``samples`` are kept of each kind, and of each reason. Raises DataError for a row that is no conversation."""
     facts, nearest, draw, named = Facts(), Nearest(), random.Random(seed), named or plainly_named
     boxes = {str(context.get("image")): _categories(context) for context in contexts}
     for number, row in enumerate(rows, 1):
@@ -84,7 +90,7 @@ def count(
         kind = facts.kinds[_limited(facts.kinds, str(row.get("kind", "")) or "row")]
         kind.rows += 1
         kind.turns[min(len(said), LONGEST)] += 1
-        _sample(kind.samples, row, kind.rows, draw)
+        _sample(kind.samples, row, kind.rows, draw, samples)
         for question, answer in said:
             asked = _WORD.findall(question)
             kind.asked[min(len(asked), LONGEST)] += 1
@@ -99,7 +105,7 @@ def count(
         reason = str(reject.get("reason", ""))
         reason = reason if len(facts.rejected) < LONGEST or reason in facts.rejected else OTHER
         facts.reasons[reason, str(reject.get("kind", ""))[:40]] += 1
-        _sample(facts.rejected[reason], reject, sum(n for (r, _), n in facts.reasons.items() if r == reason), draw)
+        _sample(facts.rejected[reason], reject, sum(n for (r, _), n in facts.reasons.items() if r == reason), draw, samples)
     facts.nearest, facts.not_compared = nearest.pairs(), nearest.left_out
     return facts
 
@@ -177,11 +183,11 @@ def _categories(context: Row) -> frozenset[str]:
     return frozenset(str(box.get("category")) for box in instances if isinstance(box, dict)) if isinstance(instances, list) else frozenset()
 
 
-def _sample(kept: list[Row], row: Row, seen: int, draw: random.Random) -> None:
-    """A fair sample of SAMPLES rows out of however many come."""
-    if len(kept) < SAMPLES:
+def _sample(kept: list[Row], row: Row, seen: int, draw: random.Random, most: int) -> None:
+    """A fair sample of ``most`` rows out of however many come."""
+    if len(kept) < most:
         kept.append(row)
-    elif (place := draw.randrange(seen)) < SAMPLES:
+    elif (place := draw.randrange(seen)) < most:
         kept[place] = row
 
 

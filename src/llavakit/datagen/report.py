@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from llavakit.datagen.facts import Facts, Kind, Named, Row, count
+from llavakit.datagen.facts import SAMPLES, Facts, Kind, Named, Row, count
 from llavakit.errors import ImageError
 from llavakit.types import Image
 
@@ -47,26 +47,30 @@ def write_report(
     cost: Mapping[str, object] | None = None,
     named: Named | None = None,
     title: str = "generated data",
+    samples: int | None = None,
 ) -> Facts:
-    """Count the rows and write the page. ``images`` is where the samples' pictures lie, ``cost`` what the run took, by name."""
-    facts = count(rows, rejects, contexts, named=named)
+    """Count the rows and write the page. ``images`` is where the samples' pictures lie, ``cost`` what the run took, by name.
+
+    ``samples`` is how many rows of a kind and replies of a reason are shown; None shows a few, and one of each reason.
+    """
+    facts = count(rows, rejects, contexts, named=named, samples=SAMPLES if samples is None else samples)
     draft = out.with_name(f".{out.name}.tmp")
     try:
-        draft.write_text(page(facts, images=images, cost=cost or {}, title=title), encoding="utf-8", errors="replace")
+        draft.write_text(page(facts, images=images, cost=cost or {}, title=title, rejects=samples or 1), encoding="utf-8", errors="replace")
         os.replace(draft, out)
     finally:
         draft.unlink(missing_ok=True)
     return facts
 
 
-def page(facts: Facts, *, images: Path | None, cost: Mapping[str, object], title: str) -> str:
-    """The page as text."""
+def page(facts: Facts, *, images: Path | None, cost: Mapping[str, object], title: str, rejects: int = 1) -> str:
+    """The page as text; ``rejects`` of each reason are shown."""
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{_text(title)}</title>'
     parts = [f"<h1>{_text(title)}</h1>", _summary(facts), _kinds(facts), _plots(facts)]
     for name, part in (
         ("Objects", _objects(facts)),
         ("Nearest texts", _nearest(facts)),
-        ("Not used", _rejects(facts)),
+        ("Not used", _rejects(facts, rejects)),
         ("Cost", _table([("", False), ("", True)], [(name, _said(value)) for name, value in cost.items()])),
         ("Samples", _samples(facts, images)),
     ):
@@ -134,7 +138,7 @@ def _nearest(facts: Facts) -> str:
     return said + _table([("in common", False), ("one answer", False), ("another", False)], lines) + left
 
 
-def _rejects(facts: Facts) -> str:
+def _rejects(facts: Facts, each: int) -> str:
     reasons: Counter[str] = Counter()
     for (reason, _), number in facts.reasons.items():
         reasons[reason] += number
@@ -144,7 +148,7 @@ def _rejects(facts: Facts) -> str:
     most = reasons.most_common(SHOWN)
     head = [("reason", False), ("replies", True), *((kind or "(no kind)", True) for kind in kinds)]
     lines = [(reason, f"{number:,}", *(f"{facts.reasons[reason, kind]:,}" for kind in kinds)) for reason, number in most]
-    cards = "".join(_reject(reason, facts.rejected[reason][0]) for reason, _ in most[:12])
+    cards = "".join(_reject(reason, one) for reason, _ in most[:12] for one in facts.rejected[reason][:each])
     return f'<div class="row">{_table(head, lines)}{bars("replies not used", most[:16])}</div>{cards}'
 
 

@@ -4,10 +4,10 @@
     FOLDER/captions.json                  COCO captions, five a picture
     FOLDER/instances.json                 COCO instances: boxes, categories = shapes, "color" and "size" beside them
     FOLDER/pretrain.json                  LLaVA JSON, stage 1: picture -> caption
-    FOLDER/finetune.json                  LLaVA JSON, stage 2: conversations of several questions about a picture
     FOLDER/benchmark.jsonl                one question a line, with its type and answer (questions as LLaVA's evaluation reads them)
 
-Everything is a function of (split, count, seed); pictures are written by a few processes.
+Everything is a function of (split, count, seed); pictures are written by a few processes. Stage 2's conversations, finetune.json, are a
+teacher's work: ``datagen.drawn`` adds them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llavakit.scenes.close_up import close_up
 from llavakit.scenes.draw import box, draw
-from llavakit.scenes.questions import KINDS, pick, questions
+from llavakit.scenes.questions import KINDS, questions
 from llavakit.scenes.statements import captions
 from llavakit.scenes.world import SHAPES, Scene, Split, make_scene, scenes
 from llavakit.types import Conversation, Image, Message, Text, assistant
@@ -32,52 +32,37 @@ BRIEF = (
     "Describe the picture briefly.", "Give a short description of the picture.", "What does the picture show, in short?",
     "Summarize the picture in a sentence.", "Say in a few words what is drawn here.",
 )  # fmt: skip
-DETAILED = (
-    "What is this?", "Describe the picture.", "What do you see?", "Describe the image in detail.", "What is in this picture?",
-)  # fmt: skip
-DESCRIBED = 0.8  # usual share of conversations with a description: it names everything, so it teaches most
-DESCRIBED_FIRST = 0.25  # share of these that begin with it; questions asked after it could be answered from its words, without sight
 Progress = Callable[[int, int], None]
+DESCRIPTION = "drawn scenes"  # what the COCO files say they are
 CLOSE_UP = 112  # pixels: a view of the miniature
 START = {"train": 0, "test": 50_000_000}  # seeds of the splits start far apart; the split itself is a matter of content
 
 
-def export(
-    folder: Path,
-    count: int,
-    *,
-    split: Split = "train",
-    seed: int = 0,
-    workers: int = 2,
-    turns: int = 8,
-    small_print: float | None = None,
-    described: float = DESCRIBED,
-    close_ups: float = 0.0,
-    progress: Progress | None = None,
-) -> Path:
-    """Write ``count`` scenes of a split with all files of the module's drawing; returns ``folder``.
+@dataclass(frozen=True)
+class Chosen:
+    """The scenes of an export: those shown whole, and those shown through a window around small print."""
 
-    ``turns`` is the number of questions in a conversation. ``small_print`` is the share of scenes with small print, which are then always
-    asked what it says; None takes scenes as they come (about one in five has some, asked like all else). ``described`` is the share of
-    conversations with a description of the whole. ``close_ups`` is the share of scenes shown only through a window of CLOSE_UP pixels
-    around one small sign, with one question, what it says; they are in finetune.json alone.
-    """
+    whole: tuple[Scene, ...]
+    near: tuple[Scene, ...]
+
+
+def choose(count: int, *, split: Split = "train", seed: int = 0, small_print: float | None = None, close_ups: float = 0.0) -> Chosen:
+    """Scenes of a split. ``small_print`` is the share with small print (None: as they come), ``close_ups`` the share shown near."""
     chosen = list(itertools.islice(_with_share(scenes(split, start=START[split] + seed), small_print), count))
-    ask = () if small_print is None else ("small",)
     near = [scene for number, scene in enumerate(chosen) if int((number + 1) * close_ups) > int(number * close_ups)]
     seen_near = {scene.seed for scene in near}
-    shown = [close_up_sample(scene) for scene in near]
-    chosen = [scene for scene in chosen if scene.seed not in seen_near]
+    return Chosen(tuple(scene for scene in chosen if scene.seed not in seen_near), tuple(near))
+
+
+def write(folder: Path, chosen: Chosen, *, workers: int = 2, progress: Progress | None = None) -> None:
+    """All files of the module's drawing; the benchmark last."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    _write_images(folder, [scene.seed for scene in chosen], sorted(seen_near), workers, progress)
-    _write_json(folder / "captions.json", coco_captions(chosen))
-    _write_json(folder / "instances.json", coco_instances(chosen))
-    _write_json(folder / "pretrain.json", [pretrain_sample(scene) for scene in chosen])
-    whole = [finetune_sample(scene, turns=turns, ask=ask, described=described) for scene in chosen]
-    _write_json(folder / "finetune.json", sorted([*whole, *(one for one in shown if one)], key=lambda sample: str(sample["id"])))
-    lines = (json.dumps(row) + "\n" for row in benchmark(chosen))
+    _write_images(folder, [scene.seed for scene in chosen.whole], sorted(scene.seed for scene in chosen.near), workers, progress)
+    _write_json(folder / "captions.json", coco_captions(chosen.whole))
+    _write_json(folder / "instances.json", coco_instances(chosen.whole))
+    _write_json(folder / "pretrain.json", [pretrain_sample(scene) for scene in chosen.whole])
+    lines = (json.dumps(row) + "\n" for row in benchmark(chosen.whole))
     (folder / "benchmark.jsonl").write_text("".join(lines))
-    return folder
 
 
 def _with_share(stream: Iterable[Scene], share: float | None) -> Iterator[Scene]:
@@ -102,29 +87,6 @@ def pretrain_sample(scene: Scene) -> dict[str, Any]:
     parts = (picture, Text("\n"), instruction) if rng.random() < 0.5 else (instruction, Text("\n"), picture)
     reply = rng.choice(captions(scene, rng)[:4])
     return _sample(scene, (Message("user", parts), assistant(reply)))
-
-
-def finetune_sample(scene: Scene, *, turns: int = 8, ask: Collection[str] = (), described: float = DESCRIBED) -> dict[str, Any]:
-    """Stage 2: several questions about one picture, mostly with a description before or after them. Types in ``ask`` are never left out."""
-    rng = random.Random(scene.seed + 2)
-    pairs = [(q.question, q.answer) for q in pick(scene, rng, turns, ask=ask)]
-    if rng.random() < described:
-        pairs.insert(0 if rng.random() < DESCRIBED_FIRST else len(pairs), (rng.choice(DETAILED), captions(scene, rng)[3]))
-    messages: list[Message] = []
-    for number, (question, answer) in enumerate(pairs):
-        parts = (Image(Path(image_name(scene))), Text("\n" + question)) if number == 0 else (Text(question),)
-        messages += [Message("user", parts), assistant(answer)]
-    return _sample(scene, tuple(messages))
-
-
-def close_up_sample(scene: Scene) -> dict[str, Any] | None:
-    """One question about the print in a close-up; None where there was no room for any."""
-    signs = close_up(scene, CLOSE_UP, signs=1)[0].signs
-    question = next(iter(KINDS["small"](replace(scene, signs=tuple(replace(s, type="small") for s in signs)), random.Random(0))), None)
-    if question is None:
-        return None
-    picture = Image(Path(image_name(scene)))
-    return _sample(scene, (Message("user", (picture, Text("\n" + question[0]))), assistant(question[1])))
 
 
 def _sample(scene: Scene, messages: Iterable[Message]) -> dict[str, Any]:
@@ -168,7 +130,7 @@ def coco_captions(chosen: Sequence[Scene]) -> dict[str, Any]:
         for number, scene in enumerate(chosen)
         for which, caption in enumerate(captions(scene))
     ]
-    return {"info": {"description": "drawn scenes"}, "images": _coco_images(chosen), "annotations": notes}
+    return {"info": {"description": DESCRIPTION}, "images": _coco_images(chosen), "annotations": notes}
 
 
 def coco_instances(chosen: Sequence[Scene]) -> dict[str, Any]:
@@ -181,7 +143,7 @@ def coco_instances(chosen: Sequence[Scene]) -> dict[str, Any]:
             extent = [x0, y0, x1 - x0, y1 - y0]
             note = {"id": len(notes) + 1, "image_id": scene.seed, "category_id": SHAPES.index(thing.shape) + 1, "bbox": extent}
             notes.append(note | {"area": extent[2] * extent[3], "iscrowd": 0, "color": thing.color, "size": thing.size})
-    return {"info": {"description": "drawn scenes"}, "images": _coco_images(chosen), "annotations": notes, "categories": categories}
+    return {"info": {"description": DESCRIPTION}, "images": _coco_images(chosen), "annotations": notes, "categories": categories}
 
 
 def _coco_images(chosen: Sequence[Scene]) -> list[dict[str, Any]]:

@@ -61,9 +61,9 @@ def _what(scene: Scene, rng: random.Random) -> Pairs:
 def _count(scene: Scene, rng: random.Random) -> Pairs:
     shapes, colors = Counter(t.shape for t in scene.things), Counter(t.color for t in scene.things)
     yield "How many things are there?", str(len(scene.things))
-    for shape in {*shapes, rng.choice(SHAPES)}:
+    for shape in dict.fromkeys((*shapes, rng.choice(SHAPES))):  # no set: the order of strings in one differs from process to process
         yield f"How many {plural(shape, 2)} are there?", str(shapes[shape])
-    for color in {*colors, rng.choice(COLORS)}:
+    for color in dict.fromkeys((*colors, rng.choice(COLORS))):
         yield f"How many {color} things are there?", str(colors[color])
 
 
