@@ -1,7 +1,7 @@
 """Does ``llava plan --gpu here`` come true? ``python benchmarks/plan.py [--rounds N] [--quick] [--cpu]``
 
-    measured before   steps of a model of 2 layers, 150 tokens of text a sample, batches of 4: train/pace.py, once a recipe and round
-    predicted         8 layers, other lengths, other batches, by train/plan.py's formulas
+    measured before   steps of a model of 2 layers on made-up samples, all of the mean length: train/pace.py
+    predicted         8 layers on real samples of many lengths, by train/plan.py's formulas
     compared with     ``loop.train`` of a whole epoch on real files: pictures opened, prompts made, gradients clipped, metrics written
 
 Seconds are those of all steps, the first included; memory is the most that torch's tensors held at a time in two steps of the same run,
@@ -36,7 +36,6 @@ from llavakit.train.plan import GIB, hours, memory
 MEDIUM = Shape(name="medium", view=112, tower_width=256, tower_layers=6, width=512, layers=8)
 SMALL = Shape(name="small", view=56, tower_width=128, tower_layers=4, width=128, layers=4)
 LOW, HIGH = 0.85, 1.15
-BEFORE = Samples(samples=1000, views=1, image_tokens=64, text_tokens=150, learned_tokens=75)
 RECIPES = {"pretrain": PRETRAIN, "finetune": FINETUNE, "lora": replace(LORA, lora=Lora(r=16, alpha=32))}
 
 
@@ -92,10 +91,11 @@ def means(config: TrainConfig, shape: Shape) -> Samples:
     )  # fmt: skip
 
 
-def compare(case: Case, shape: Shape, folder: Path, rates: pace.Pace, round_: int) -> tuple[float, float]:
-    """Run it; ratios of seconds and of memory."""
+def compare(case: Case, shape: Shape, folder: Path, round_: int) -> tuple[float, float]:
+    """Predict it as ``llava plan`` does, run it; ratios of seconds and of memory."""
     config = config_of(case, folder, folder / f"out-{case.recipe}-{case.words}-{round_}")
     run = planned(config, shape.config, means(config, shape))
+    rates = pace.measure(run, config)
     told = 3600 * hours(run, rate=rates.rate, update=rates.update)
     spent: list[float] = []
     train(config, on_step=lambda report: spent.append(report.step_time))
@@ -127,12 +127,7 @@ def main() -> None:
         folder = Path(name)
         write_checkpoint(folder / "checkpoint", shape, torch.bfloat16)
         for round_ in range(options.rounds):
-            rates: dict[str, pace.Pace] = {}
-            for case in CASES:
-                before = replace(RECIPES[case.recipe], batch_size=4, accumulation=1, device="cpu", frozen_dtype="bf16")
-                if case.recipe not in rates:
-                    rates[case.recipe] = pace.measure(planned(before, shape.config, BEFORE), before)
-                ratios.append(compare(case, shape, folder, rates[case.recipe], round_))
+            ratios += [compare(case, shape, folder, round_) for case in CASES]
     for what, values in zip(("seconds", "memory"), zip(*ratios, strict=True), strict=True):
         verdict = "met" if all(LOW <= value <= HIGH for value in values) else "MISSED"
         found = f"{statistics.median(values):.2f} in the median, {min(values):.2f} to {max(values):.2f}"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The members of the shipped family that see tiles, from the finished miniature: a tower that has met close-ups, then NeXT's stage 2
-# (tower unfrozen at a lower rate, spatial_unpad), from print alone to all questions. About two and a half hours on 2 CPU cores.
+# (tower unfrozen at a lower rate, spatial_unpad), from print alone to all questions. About three hours on 2 CPU cores.
+# The shipped ones came by detours: dev/LOG.md.
 #   bash runs/tiny-next.sh [OUT]      (default: build/tiny, made by runs/tiny.sh; finished steps are skipped, stopped stages resume)
 set -euo pipefail
 out=${1:-build/tiny}
@@ -32,7 +33,9 @@ draw mixed --count 24000 --seed 4000000 --small-print 0.6 --turns 5 --described 
 tune next-mixed mixed 0.05 start="$out/next-print" aspect=anyres tiles=$released lr=2.5e-3 steps=900
 draw whole --count 20000 --seed 6000000 --small-print 0.45 --turns 8 --described 0.3
 tune next-whole whole 0.05 start="$out/next-mixed" aspect=anyres tiles=$released lr=2e-3 steps=700
-tune next scenes null start="$out/next-whole" aspect=anyres tiles=$released lr=2e-3 steps=2000
+tune next-scenes scenes null start="$out/next-whole" aspect=anyres tiles=$released lr=2e-3 steps=1000
+draw numbers --count 25000 --seed 8000000 --numbers 0.5
+tune next numbers null start="$out/next-scenes" aspect=anyres tiles=$released lr=2.5e-3 steps=1400
 
 step "5 tiny-hd: a padded base and up to six tiles"
 tune hd whole 0.05 start="$out/next-whole" aspect=anyres tiles=hd base=pad lr=2e-3 steps=600

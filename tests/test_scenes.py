@@ -224,11 +224,17 @@ def test_export_repeats_itself(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
-def test_an_export_holds_the_wanted_share_of_small_print_and_asks_for_it(tmp_path: Path, share: float) -> None:
-    rows = json.loads((export(tmp_path, 20, turns=3, small_print=share, workers=1) / "finetune.json").read_text())
-    printed = [row for row in rows if any(sign.type == "small" for sign in make_scene(int(row["id"])).signs)]
+@pytest.mark.parametrize("what", ["small_print", "numbers"])
+def test_an_export_holds_the_wanted_share_of_print_and_asks_for_it(tmp_path: Path, what: str, share: float) -> None:
+    rows = json.loads((export(tmp_path, 20, turns=3, workers=1, **{what: share}) / "finetune.json").read_text())
+    type_, asks = {"small_print": ("small", ["small print say"]), "numbers": ("large", ["What number is", "Which number do"])}[what]
+    printed = [
+        row
+        for row in rows
+        if any(sign.type == type_ and (what == "small_print" or sign.text.isdigit()) for sign in make_scene(int(row["id"])).signs)
+    ]
     assert len(printed) == round(20 * share)
-    assert all(any("small print say" in turn["value"] for turn in row["conversations"]) for row in printed)
+    assert all(any(ask in turn["value"] for turn in row["conversations"] for ask in asks) for row in printed)
     assert all(len(row["conversations"]) <= 2 * (3 + 1) for row in rows)  # three questions, and a description for most
 
 

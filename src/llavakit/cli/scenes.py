@@ -74,6 +74,10 @@ def export(
         float | None,
         Option("--small-print", min=0, max=1, help="Share with small print, always asked for (default: as they come)."),
     ] = None,
+    numbers: Annotated[
+        float | None,
+        Option("--numbers", min=0, max=1, help="Share with a number in large print, always asked for (default: as they come)."),
+    ] = None,
 ) -> None:
     """Write pictures with COCO files, LLaVA JSON for both stages, and a benchmark."""
     from llavakit.datagen.drawn import export as export_scenes
@@ -88,6 +92,7 @@ def export(
                 workers=workers,
                 turns=turns,
                 small_print=small_print,
+                numbers=numbers,
                 described=described,
                 close_ups=close_ups,
                 progress=lambda done, _: tell(done),

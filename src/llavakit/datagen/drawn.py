@@ -36,6 +36,7 @@ def export(
     workers: int = 2,
     turns: int = 8,
     small_print: float | None = None,
+    numbers: float | None = None,
     described: float = DESCRIBED,
     close_ups: float = 0.0,
     progress: Progress | None = None,
@@ -43,12 +44,13 @@ def export(
     """Write ``count`` scenes of a split with the files of ``scenes.export`` and finetune.json; returns ``folder``.
 
     ``turns`` is the number of questions in a conversation. ``small_print`` is the share of scenes with small print, which are then always
-    asked what it says; None takes scenes as they come (about one in five has some, asked like all else). ``described`` is the share of
+    asked what it says; None takes scenes as they come (about one in five has some, asked like all else). ``numbers`` is the same for a
+    number in large print. ``described`` is the share of
     conversations with a description of the whole. ``close_ups`` is the share of scenes shown only through a window of CLOSE_UP pixels
     around one small sign, with one question, what it says; they are in finetune.json alone.
     """
-    chosen = choose(count, split=split, seed=seed, small_print=small_print, close_ups=close_ups)
-    ask = () if small_print is None else ("small",)
+    chosen = choose(count, split=split, seed=seed, small_print=small_print, numbers=numbers, close_ups=close_ups)
+    ask = [kind for kind, share in (("small", small_print), ("number", numbers)) if share is not None]
     rows = [*conversations(chosen.whole, turns=turns, ask=ask, described=described), *print_close_up(chosen.near)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "finetune.json").write_text(json.dumps(sorted(rows, key=lambda row: str(row["id"]))))

@@ -46,9 +46,18 @@ class Chosen:
     near: tuple[Scene, ...]
 
 
-def choose(count: int, *, split: Split = "train", seed: int = 0, small_print: float | None = None, close_ups: float = 0.0) -> Chosen:
-    """Scenes of a split. ``small_print`` is the share with small print (None: as they come), ``close_ups`` the share shown near."""
-    chosen = list(itertools.islice(_with_share(scenes(split, start=START[split] + seed), small_print), count))
+def choose(
+    count: int,
+    *,
+    split: Split = "train",
+    seed: int = 0,
+    small_print: float | None = None,
+    numbers: float | None = None,
+    close_ups: float = 0.0,
+) -> Chosen:
+    """Scenes of a split. Shares (None: as they come): with small print, with a number in large print; ``close_ups``: shown near."""
+    stream = _with_share(scenes(split, start=START[split] + seed), small_print, _has_small_print)
+    chosen = list(itertools.islice(_with_share(stream, numbers, _has_number), count))
     near = [scene for number, scene in enumerate(chosen) if int((number + 1) * close_ups) > int(number * close_ups)]
     seen_near = {scene.seed for scene in near}
     return Chosen(tuple(scene for scene in chosen if scene.seed not in seen_near), tuple(near))
@@ -65,14 +74,22 @@ def write(folder: Path, chosen: Chosen, *, workers: int = 2, progress: Progress 
     (folder / "benchmark.jsonl").write_text("".join(lines))
 
 
-def _with_share(stream: Iterable[Scene], share: float | None) -> Iterator[Scene]:
-    """Scenes of the stream, left out here and there so that after every one the share of scenes with small print is the wanted one."""
-    taken = printed = 0
+def _has_small_print(scene: Scene) -> bool:
+    return any(sign.type == "small" for sign in scene.signs)
+
+
+def _has_number(scene: Scene) -> bool:
+    return any(sign.type == "large" and sign.text.isdigit() for sign in scene.signs)
+
+
+def _with_share(stream: Iterable[Scene], share: float | None, wanted: Callable[[Scene], bool]) -> Iterator[Scene]:
+    """Scenes of the stream, left out here and there so that after every one the share of those wanted is the one asked for."""
+    taken = found = 0
     for scene in stream:
-        has = any(sign.type == "small" for sign in scene.signs)
-        if share is None or has == (printed < share * (taken + 1)):
+        has = wanted(scene)
+        if share is None or has == (found < share * (taken + 1)):
             yield scene
-            taken, printed = taken + 1, printed + has
+            taken, found = taken + 1, found + has
 
 
 def image_name(scene: Scene) -> str:
