@@ -16,8 +16,8 @@ SOURCES := src tests benchmarks dev
 demo: $(VENV)/.installed
 	@$(BIN)/llava demo
 
-test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev  # two processes of one thread each, a file in one of them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check $(SOURCES)

@@ -1,8 +1,12 @@
 """A training epoch against transformers' own LLaVA, well used: ``python benchmarks/train.py [--quick] [--rounds N] [--only SIDE ...]``.
 
 Same weights, same samples in the same epoch, same arithmetic: bf16 under autocast, learned weights and AdamW in fp32, frozen weights in
-bf16, gradients clipped. Stage 2 has eight conversations about a picture each, of 620 to 1,400 tokens, in two optimizer steps of four;
-stage 1 four captions a step.
+bf16, gradients clipped. An epoch of stage 2 has conversations about a picture each:
+
+    --data mixed    six of 620 to 1,400 tokens, two optimizer steps of three as they are drawn (22 to 40 % of padding)
+    --data single   640, 700, 900 and 1,400 tokens, one step of four (54 % of padding; nothing to group)
+
+Stage 1 has as many captions. The sides:
 
     padded    the batches as they come, padded to the longest          targets: ours 1.7 times faster, 0.8 of its peak memory
     grouped   two batches of nearly equal lengths                               1.15 times faster
@@ -27,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,19 +45,33 @@ from llavakit.data.loader import Loader, Window
 from llavakit.data.sources import read_llava
 from llavakit.train.loop import train
 
-LENGTHS, LEARNED_SHARE, CAPTION = (640, 900, 1400, 700, 620, 1100, 760, 1300), 1 / 3, 29
+LEARNED_SHARE, CAPTION = 1 / 3, 29
 AGAINST = {"ours": ("padded", "grouped", "trainer", "sft"), "ours-align": ("align",)}
 TARGETS = {("ours", "padded"): 1.7, ("ours", "grouped"): 1.15, ("ours-align", "align"): 1.12}
-EPOCH = 2  # optimizer steps
 STAGE_OF = {"align": "pretrain", "ours-align": "pretrain"}
 SHAPES = {"full": FULL, "quick": QUICK}
 
 
-def write_data(folder: Path, shape: Shape) -> None:
+@dataclass(frozen=True)
+class Epoch:
+    """The lengths of its samples in tokens, and how many are in a batch, which is an optimizer step."""
+
+    lengths: tuple[int, ...]
+    batch: int
+
+    @property
+    def steps(self) -> int:
+        return len(self.lengths) // self.batch
+
+
+DATA = {"mixed": Epoch((640, 900, 1400, 700, 620, 1100), 3), "single": Epoch((640, 700, 900, 1400), 4)}
+
+
+def write_data(folder: Path, shape: Shape, epoch: Epoch) -> None:
     """Conversations whose lengths in tokens are given: one word of the made-up tokenizer is one token."""
     words, draw = [f"w{number}" for number in range(20000)], random.Random(0)
     talks, captions = [], []
-    for number, length in enumerate(LENGTHS):
+    for number, length in enumerate(epoch.lengths):
         (folder / f"{number}.jpg").write_bytes(photograph(number))
         room = max(30, length * shape.patches // FULL.patches - shape.patches - 40)
         learned = int(room * LEARNED_SHARE)
@@ -66,19 +84,19 @@ def write_data(folder: Path, shape: Shape) -> None:
     (folder / "pretrain.json").write_text(json.dumps(captions))
 
 
-def config_of(side: str, folder: Path, steps: int) -> TrainConfig:
+def config_of(side: str, folder: Path, epoch: Epoch, epochs: int) -> TrainConfig:
     stage = STAGE_OF.get(side, "finetune")
     base = PRETRAIN if stage == "pretrain" else FINETUNE
     return replace(
-        base, start=folder / "checkpoint", data=folder / f"{stage}.json", out=folder / f"out-{side}", steps=steps, lr=1e-12,
-        aspect="pad", batch_size=4, accumulation=1, dtype="bf16", frozen_dtype="bf16", device="cpu", max_length=4096, preflight=False,
-        save_every=10**6, resume="auto",
+        base, start=folder / "checkpoint", data=folder / f"{stage}.json", out=folder / f"out-{side}", steps=epochs * epoch.steps, lr=1e-12,
+        aspect="pad", batch_size=epoch.batch, accumulation=1, dtype="bf16", frozen_dtype="bf16", device="cpu", max_length=4096,
+        preflight=False, save_every=10**6, resume="auto",
     )  # fmt: skip
 
 
-def run_side(side: str, folder: Path, epochs: int) -> dict[str, Any]:
+def run_side(side: str, folder: Path, epoch: Epoch, epochs: int) -> dict[str, Any]:
     """In this process: the seconds of each epoch after the first, the first one's loss for each learned token, the peak of memory."""
-    config = config_of(side, folder, epochs * EPOCH)
+    config = config_of(side, folder, epoch, epochs)
     told: list[tuple[float, float, int]] = []
     peak = []
 
@@ -91,9 +109,10 @@ def run_side(side: str, folder: Path, epochs: int) -> dict[str, Any]:
     elif side in ("trainer", "sft"):
         _trainer(config, step, sft=side == "sft")
     else:
-        _plain(config, step, grouped=side == "grouped")
-    seconds = [sum(one[0] for one in told[start : start + EPOCH]) for start in range(EPOCH, len(told), EPOCH)]
-    loss = sum(one[1] for one in told[:EPOCH]) / sum(one[2] for one in told[:EPOCH])
+        _plain(config, step, group=epoch.steps if side == "grouped" else 0)
+    took = [one[0] for one in told]
+    seconds = [sum(took[start : start + epoch.steps]) for start in range(epoch.steps, len(took), epoch.steps)]
+    loss = sum(one[1] for one in told[: epoch.steps]) / sum(one[2] for one in told[: epoch.steps])
     return {"seconds": seconds, "loss": loss, "peak": peak[-1]}
 
 
@@ -101,7 +120,7 @@ def _unsaved(model: Any, processor: Any, folder: Path) -> None:
     folder.mkdir()
 
 
-def _windows(config: TrainConfig, *, grouped: bool) -> Iterator[Window]:
+def _windows(config: TrainConfig, *, group: int) -> Iterator[Window]:
     """The same samples of each step as in our loop, padded: as they come, or sorted by length."""
     assert config.data is not None
     source = read_llava(config.data)
@@ -110,8 +129,8 @@ def _windows(config: TrainConfig, *, grouped: bool) -> Iterator[Window]:
         from llavakit.prompts import TEMPLATES
 
         processor = processor.using(TEMPLATES["plain"])
-    lengths = source.lengths() if grouped else ()
-    return iter(Loader(source, processor, batch_size=config.batch_size, seed=config.seed, lengths=lengths, group=EPOCH if grouped else 0))
+    lengths = source.lengths() if group else ()
+    return iter(Loader(source, processor, batch_size=config.batch_size, seed=config.seed, lengths=lengths, group=group))
 
 
 def _theirs(config: TrainConfig) -> Any:
@@ -133,13 +152,13 @@ def _words(batch: Any) -> dict[str, Any]:
     return {"input_ids": batch.input_ids, "attention_mask": batch.mask.long(), "pixel_values": batch.views, "labels": batch.labels}
 
 
-def _plain(config: TrainConfig, step: Any, *, grouped: bool) -> None:
+def _plain(config: TrainConfig, step: Any, *, group: int) -> None:
     """A plain loop: autocast, sums over the learned tokens of the step, clipping, fused AdamW."""
     model = _theirs(config)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=config.lr, weight_decay=0.0, fused=True)
     assert config.steps is not None
-    for window, _ in zip(_windows(config, grouped=grouped), range(config.steps), strict=False):
+    for window, _ in zip(_windows(config, group=group), range(config.steps), strict=False):
         began, total = time.perf_counter(), 0.0
         for batch in window.batches:
             with torch.autocast("cpu", torch.bfloat16):
@@ -157,7 +176,7 @@ def _trainer(config: TrainConfig, step: Any, *, sft: bool) -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     assert config.steps is not None
-    windows = [window for window, _ in zip(_windows(config, grouped=False), range(config.steps), strict=False)]
+    windows = [window for window, _ in zip(_windows(config, group=0), range(config.steps), strict=False)]
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         began = 0.0
@@ -192,9 +211,9 @@ def _trainer(config: TrainConfig, step: Any, *, sft: bool) -> None:
     trainer.train()
 
 
-def necessary(shape: Shape, stage: str) -> float:
+def necessary(shape: Shape, epoch: Epoch, stage: str) -> float:
     """Operations of an epoch: the tower forward, the decoder forward, backward to activations, and to weights where they learn."""
-    lengths = [576 + 30 + 4] * 8 if stage == "pretrain" else list(LENGTHS)
+    lengths = [576 + 30 + 4] * len(epoch.lengths) if stage == "pretrain" else list(epoch.lengths)
     scale = shape.patches / FULL.patches
     tower = (
         len(lengths)
@@ -209,6 +228,7 @@ def necessary(shape: Shape, stage: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a toy shape: does it run?")
+    parser.add_argument("--data", choices=DATA, default="mixed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2, help="epochs of a process; the first is not counted")
     parser.add_argument("--only", nargs="*", default=None, help="sides")
@@ -216,36 +236,38 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     given = parser.parse_args()
     if given.side:
-        print(json.dumps(run_side(given.side, given.folder, given.epochs)))
+        print(json.dumps(run_side(given.side, given.folder, DATA[given.data], given.epochs)))
         return
     shape = QUICK if given.quick else FULL
     with tempfile.TemporaryDirectory(dir=given.folder) as room:
         folder = Path(room)
         write_checkpoint(folder / "checkpoint", shape, torch.bfloat16)
-        write_data(folder, shape)
+        write_data(folder, shape, DATA[given.data])
         (folder / ("quick" if given.quick else "full")).touch()
         sides = given.only or ["padded", "grouped", "trainer", *(["sft"] if find_spec("trl") else []), "ours", "align", "ours-align"]
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for number in range(given.rounds):
             for side in sides[:: 1 if number % 2 else -1]:
                 words = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--epochs", str(given.epochs)]
+                words += ["--data", given.data]
                 done = subprocess.run(words, check=False, stdout=subprocess.PIPE, text=True)
                 if done.returncode:
                     print(f"{side}: ended with {done.returncode} ({'killed, as for memory' if done.returncode == -9 else 'see above'})")
                 else:
                     found[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
+                    print(f"round {number + 1}, {side}: {found[side][-1]}", file=sys.stderr, flush=True)
                 subprocess.run(["rm", "-rf", str(folder / f"out-{side}")], check=True)
-        report(shape, found)
+        report(shape, DATA[given.data], found)
 
 
-def report(shape: Shape, found: dict[str, list[dict[str, Any]]]) -> None:
+def report(shape: Shape, epoch: Epoch, found: dict[str, list[dict[str, Any]]]) -> None:
     speed = ceilings().multiply
     print(f"{shape.name}; {torch.get_num_threads()} threads; {speed / 1e9:.0f} GFLOP/s in bf16")
     times = {side: Times(tuple(second for one in rounds for second in one["seconds"])) for side, rounds in found.items() if rounds}
     for side, rounds in found.items():
         if not rounds:
             continue
-        bound = necessary(shape, STAGE_OF.get(side, "finetune")) / speed
+        bound = necessary(shape, epoch, STAGE_OF.get(side, "finetune")) / speed
         spent, peak = times[side], max(one["peak"] for one in rounds) / 2**30
         print(
             f"{side:12}{spent.median:8.2f} s [{spent.least:.2f}-{spent.most:.2f}]  peak {peak:.2f} GiB  loss {rounds[0]['loss']:.4f}"

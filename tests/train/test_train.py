@@ -222,7 +222,7 @@ def test_a_run_of_few_steps_is_remarked_on(samples: int, steps: int, said: bool,
     assert bool(remark) == said
     assert start.few_steps(replace(config, steps=steps), samples, steps) is None
     if remark:
-        better = options.parse(config, remark.split("try ")[1].split())
+        better = options.parse(config, remark.split("try ")[1].split(",")[0].split())
         assert better.batch_size == 8
         steps = better.epochs * math.ceil(samples / (better.batch_size * better.accumulation))
         assert steps >= start.FEW_STEPS

@@ -44,7 +44,7 @@ class Box:
     @staticmethod
     def of(category: str, corners: Iterable[float]) -> Box | None:
         """Rounded and clipped to 0..1; None where nothing is left (NaN included): no width, no height, or outside the picture."""
-        x1, y1, x2, y2 = (round(min(max(value, 0.0), 1.0), DECIMALS) if value == value else 0.0 for value in corners)
+        x1, y1, x2, y2 = (abs(round(min(max(value, 0.0), 1.0), DECIMALS)) if value == value else 0.0 for value in corners)
         return Box(category, x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
