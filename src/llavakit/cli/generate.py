@@ -139,6 +139,8 @@ def _run(
         spent = ledger.spent(teacher.name)
     for line in counts.lines():
         print(line, file=sys.stderr)
+    if images.is_dir():
+        print(f"its pictures: {images} (--images of llava data check, images= of llava train)", file=sys.stderr)
     if spent.tokens:
         cost = limits.budget.cost(spent)
         told = f", cost {cost:,.2f}" if cost is not None else ""
