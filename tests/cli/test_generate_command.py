@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from llavakit.cli.asking import Asking
+from llavakit.responder import Limits
 
 Llava = Callable[..., Any]
 
@@ -84,7 +88,7 @@ def test_wrong_words(llava: Llava, scenes: Path, words: tuple[Any, ...], told: t
 def test_our_own_model_captions_a_folder(llava: Llava, tiny_model_dir: Path) -> None:
     done = llava("caption", ".", "--model", tiny_model_dir, "--max-tokens", 4)
     assert (done.code, done.out) == (0, "captions.jsonl\n")
-    assert "1 pictures: " in done.err
+    assert "1 picture: " in done.err
     kept = [json.loads(line) for name in ("captions.jsonl", "captions.rejects.jsonl") for line in Path(name).read_text().splitlines()]
     assert [line["image"] for line in kept] == ["photo.png"]
     assert "1 known" in llava("caption", ".", "--model", tiny_model_dir, "--max-tokens", 4).err
@@ -92,3 +96,17 @@ def test_our_own_model_captions_a_folder(llava: Llava, tiny_model_dir: Path) -> 
     llava("caption", "nowhere").failed(1, "nowhere")
     Path("schema.json").write_text('{"pattern": "x"}')
     llava("caption", ".", "--schema", "schema.json").failed(2, "pattern")
+
+
+@pytest.mark.parametrize("command", ["generate", "caption"])
+def test_a_server_that_is_not_there_is_a_failure_with_its_reason(llava: Llava, scenes: Path, command: str) -> None:
+    with socket.socket() as nobody:  # a port that is taken, but where nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        words = (scenes, "--count", 1) if command == "generate" else (scenes / "images",)
+        server = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Asking, "limits", lambda self, again: Limits(retries=0, again=again))  # else it waits half a minute
+            done = llava(command, *words, "--teacher", server, "--model", "x", "--out", "made")
+    assert done.code == 1
+    assert "no question got a reply; the last fault: " in done.err
+    assert "onnect" in done.err

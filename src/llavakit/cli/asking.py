@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
+from typer import Exit, Option
 
 from llavakit.cli import options, terminal
-from llavakit.errors import ConfigError
+from llavakit.errors import ConfigError, ResponderError
 
 if TYPE_CHECKING:
     from llavakit.datagen.kinds import Prompts
-    from llavakit.responder import Budget, Completer, Limits, Progress
+    from llavakit.responder import Budget, Completer, Ledger, Limits, Outcome, Progress
 
 SCENES, OWN, OPENAI = "scenes", "model", "openai"
 EVERY = 5.0  # seconds between plain lines
@@ -80,7 +80,7 @@ class Asking:
             remedy = f"say {SCENES}, {OWN}, {OPENAI} or a server's address, such as http://localhost:8000/v1"
             raise ConfigError(f"nobody is called {who!r}", code="bad_value", where="--teacher", remedy=remedy)
         if loading.model is None:
-            raise ConfigError("which of the server's models?", code="bad_value", where="--model", remedy="add --model NAME")
+            raise ConfigError("the server's model is not named", code="bad_value", where="--model", remedy="add --model NAME")
         if who == OPENAI:
             return ServerCompleter(loading.model, key_variable=self.key)
         return ServerCompleter(loading.model, base_url=who, key_variable=self.key)
@@ -136,3 +136,14 @@ def line(now: Progress) -> str:
     if now.eta is not None and now.total is not None and now.done < now.total:
         parts.append(f"{now.eta:,.0f} s left" if now.eta < 600 else f"{now.eta / 60:,.0f} min left")
     return "  ".join(parts)
+
+
+def ended(outcome: Outcome, ledger: Ledger, *, made: int, failed: int) -> None:
+    """Leave with the run's exit code. A run of which nothing came because nobody answered has failed, and says what the last fault was."""
+    if outcome.exit_code:
+        raise Exit(outcome.exit_code)
+    if failed and not made:
+        last = [failure.what for failure in ledger.failures()][-1]
+        raise ResponderError(
+            f"no question got a reply; the last fault: {last}", code="nobody_answers", remedy="run again when it is mended"
+        )

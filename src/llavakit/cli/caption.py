@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Exit, Option
+from typer import Argument, Option
 
 from llavakit.cli import asking, options
 from llavakit.cli.asking import Asking
@@ -61,8 +61,7 @@ def caption(
                 outcome = ask_all(job.queries(), teacher, ledger, limits=limits, judge=job.judge, on_progress=tell, total=len(job))
         finally:
             counts = library.write(job, teacher.name, ledger, out)
-    told = ", ".join(f"{counts[name]:,} {name}" for name in ("answered", "rejected", "failed") if counts[name])
-    print(f"{len(job.names):,} pictures: {told or 'nothing'}", file=sys.stderr)
-    print(out)
-    if outcome.exit_code:
-        raise Exit(outcome.exit_code)
+        told = ", ".join(f"{counts[name]:,} {name}" for name in ("answered", "rejected", "failed") if counts[name])
+        print(f"{len(job.names):,} picture{'s' * (len(job.names) != 1)}: {told or 'nothing'}", file=sys.stderr)
+        print(out)
+        asking.ended(outcome, ledger, made=counts["answered"], failed=counts["failed"])

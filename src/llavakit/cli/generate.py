@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Exit, Option
+from typer import Argument, Option
 
 from llavakit.cli import asking, options
 from llavakit.cli.asking import Asking
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llavakit.datagen.parse import Kind
     from llavakit.datagen.plan import Plan, Task
     from llavakit.datagen.views import Counts
-    from llavakit.responder import Ledger
+    from llavakit.responder import Ledger, Limits, Outcome, Spent
 
 EXAMPLES = """Examples:
 
@@ -137,6 +137,12 @@ def _run(
         finally:  # whatever ended it, what was paid for is shown
             counts = _write(job, ledger, teacher.name, out)
         spent = ledger.spent(teacher.name)
+        _told(job, counts, spent, outcome, limits, out, images, page=total if page else None)
+        asking.ended(outcome, ledger, made=counts.rows.total(), failed=counts.failed)
+
+
+def _told(job: Job, counts: Counts, spent: Spent, outcome: Outcome, limits: Limits, out: Path, images: Path, *, page: int | None) -> None:
+    """What came of it, in words and as a page; the files' names to stdout."""
     for line in counts.lines():
         print(line, file=sys.stderr)
     if images.is_dir():
@@ -148,10 +154,8 @@ def _run(
     if outcome.spent_up:
         print("the budget is spent: a greater one goes on from here", file=sys.stderr)
     took = {"tokens read": spent.prompt_tokens, "tokens written": spent.reply_tokens, "cost": limits.budget.cost(spent)}
-    print(_report(job, out, images, {name: value for name, value in took.items() if value is not None}, samples=total if page else None))
+    print(_report(job, out, images, {name: value for name, value in took.items() if value is not None}, samples=page))
     print(out / "finetune.json")
-    if outcome.exit_code:
-        raise Exit(outcome.exit_code)
 
 
 def _drawn(out: Path, seed: int) -> Path:
