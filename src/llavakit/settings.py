@@ -16,6 +16,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -251,10 +252,12 @@ def _show(value: Any) -> str:
 
 
 def _strings_under_fields(kind: type) -> dict[str, str]:
-    """Each field's name with the string literal that follows it in the class body."""
+    """Each field's name with the string literal that follows it in the class body, inherited ones too."""
+    if not is_dataclass(kind):
+        return {}
+    found = dict(chain.from_iterable(_strings_under_fields(base).items() for base in kind.__bases__))
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(tree, ast.ClassDef)
-    found: dict[str, str] = {}
     for field, below in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
             constant = below.value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measure import Peak
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from llavakit.config import Lora
@@ -185,33 +183,6 @@ def test_adapters_keep_what_autograd_keeps(forward: torch.dtype) -> None:
     logits = ROWS * LEARNED * CONFIG.rows * (6 if narrow else 4)
     found = sum(size for size, _ in kept.values()) - memory(run, rows=ROWS, bf16=narrow).copies - logits
     assert found == pytest.approx(ROWS * activations(run, bf16=narrow, mask=4), rel=0.05)
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that live at a time of those made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.update(self._storages((args, kwargs)))
-        result = function(*args, **(kwargs or {}))
-        for storage in self._storages(result):
-            if storage not in self.seen:
-                self.seen.add(storage)
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self._gone, storage.nbytes())
-        return result
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-    @staticmethod
-    def _storages(values: Any) -> list[torch.UntypedStorage]:
-        return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "again"])

@@ -16,7 +16,7 @@ from llavakit.errors import ConfigError
 from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig
 from llavakit.train import lora, start
-from llavakit.train.plan import Held, Part, Run
+from llavakit.train.plan import Held, Lengths, Part, Run
 from llavakit.train.stages import LORA, STAGES
 
 PARTS: Mapping[str, Part] = {"vision_tower.": "tower", "multi_modal_projector.": "projector", "language_model.": "language_model"}
@@ -24,21 +24,11 @@ PACKED: Mapping[int, Held] = {8: "8bit", 4: "4bit"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
-    """The samples of an epoch; tokens and views are means of one."""
+class Samples(Lengths):
+    """The samples of an epoch."""
 
     samples: int | None = None
     "How many; none where the recipe brings no data of its own."
-    views: float
-    "Views of a sample; text-only samples have none."
-    image_tokens: float
-    "Image tokens of a sample."
-    text_tokens: float
-    "All other tokens of a sample."
-    learned_tokens: float
-    "Tokens of a sample that carry loss."
-    padding: float = 1.0
-    "Positions computed for each token: 1 when samples are packed, more where rows are filled up to the longest."
 
 
 def outline(

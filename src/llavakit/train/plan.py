@@ -38,17 +38,9 @@ UTILISATION = 0.43  # of the peak: what the four published runs of LLaVA-1.5 rea
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """A stage of training. Tokens and views are means of a sample."""
+class Lengths:
+    """What a sample holds; tokens and views are means."""
 
-    config: ModelConfig = field(repr=False)
-    "The model."
-    samples: int
-    "Samples of an epoch."
-    epochs: int = 1
-    "Times through them."
-    batch: int
-    "Samples in one optimizer step, on all devices."
     views: float
     "Views of a sample; text-only samples have none."
     image_tokens: float
@@ -59,6 +51,20 @@ class Run:
     "Tokens of a sample that carry loss."
     padding: float = 1.0
     "Positions computed for each token: 1 when samples are packed, more where rows are filled up to the longest."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Lengths):
+    """A stage of training."""
+
+    config: ModelConfig = field(repr=False)
+    "The model."
+    samples: int
+    "Samples of an epoch."
+    epochs: int = 1
+    "Times through them."
+    batch: int
+    "Samples in one optimizer step, on all devices."
     learns: tuple[Part, ...] = ("projector",)
     "The parts whose own weights learn."
     rank: int = 0
