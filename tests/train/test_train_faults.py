@@ -160,6 +160,14 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
+def test_the_own_signal_after_another_ranks_is_the_first() -> None:
+    """A launcher signals one rank after the other: a rank that has agreed to stop must live until it has saved."""
+    with Signals() as signals:
+        signals.received = signal.SIGTERM  # as agreed with the ranks that were signalled before
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.received == signal.SIGTERM
+
+
 # ---- disks that fail
 
 

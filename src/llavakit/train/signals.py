@@ -10,10 +10,14 @@ from typing import Any
 
 
 class Signals:
-    """SIGINT and SIGTERM ask the run to end after the step; the second one ends the process at once (T2)."""
+    """SIGINT and SIGTERM ask the run to end after the step; the second one ends the process at once (T2).
+
+    A launcher signals the ranks one after another, so a rank may hear of it from another rank first: its own signal is no second one then.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._own = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -26,6 +30,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self._own:
             os._exit(128 + number)
+        self._own = True
         self.received = number
