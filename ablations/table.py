@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.arms import ALIGN, ARMS, BATCH, SEEDS, TUNE, Arm, seeds_of
-from ablations.claims import CLAIMS, Finding, Results, finding
+from ablations.claims import CLAIMS, Finding, Results, Verdict, finding
 
 METRICS: Mapping[str, str] = {
     "short": "questions of eleven types",
@@ -28,6 +28,40 @@ METRICS: Mapping[str, str] = {
     "absent": "yes to a thing of neither colour nor shape",
     "present": "yes to what is there",
 }
+
+PAGE = """# The papers' claims in miniature
+
+<!-- Made by `python -m ablations.table` from ablations/results; do not edit. -->
+
+`bash runs/ablations.sh` tries each claim with drawn scenes and the tiny family, on a CPU. {tried} claims: {verdicts}.
+The {runs} runs below took {minutes} minutes on one core.
+
+A model of three million parameters that has seen a few thousand drawn pictures says little about one of thirteen billion. What is tried
+here is whether an effect shows in the same procedure, and in which direction; not how large it is at the papers' scale.
+
+**Ours** is the mean difference in points of 100, the arm that the paper finds better minus the other. The **95 % interval** is paired
+over seeds and questions: every seed is asked the same questions, both vary, and the factor is Student's with the degrees of freedom of
+Welch and Satterthwaite (`ablations/interval.py`). Where a shipped model is asked and none is trained, over questions alone.
+**Verdict**, by a rule set before the first run: *agrees* where the interval lies on the paper's side of 0, *disagrees* where it lies on
+the other, else *cannot tell*. No claim was taken out after its result was known, and there is no correction for trying many:
+of {tried} intervals one is expected to miss by chance.
+
+{claims}
+
+{plots}
+
+## What is not as in the papers
+
+{unlike}
+
+## Every run
+
+The baseline: {align} steps of 32 captions for the projector, then {tune} steps of {batch} conversations for projector and decoder (Muon),
+from the shipped tower and a decoder that has read text only; other arms as they say. Seeds draw the projector and the order of samples;
+tower, decoder and samples are the same for all. Shares of 100 by seed.
+
+{table}
+"""
 
 
 def read(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -46,44 +80,20 @@ def read(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
 def page(results: Results, *, plots: Sequence[str] = (), seeds: Sequence[int] = SEEDS) -> str:
     """The whole page."""
     findings = [finding(claim, results, seeds) for claim in CLAIMS]
-    counts = {name: sum(one.verdict == name for one in findings) for name in ("agrees", "disagrees", "cannot tell")}
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    seconds = sum(sum(one["seconds"].values()) for one in results.values())
-    return "\n".join([
-        "# The papers' claims in miniature",
-        "",
-        "<!-- Made by `python -m ablations.table` from ablations/results; do not edit. -->",
-        "",
-        f"`bash runs/ablations.sh` tries each claim with drawn scenes and the tiny family, on a CPU. {len(findings)} claims: {told}.",
-        f"The {len(results)} runs below took {seconds / 60:.0f} minutes on one core.",
-        "",
-        "A model of three million parameters that has seen a few thousand drawn pictures says little about one of thirteen billion. What",
-        "is tried here is whether the direction of an effect shows in the same procedure, not how large it is at the papers' scale.",
-        "",
-        "**Ours** is the mean difference in points of 100, better arm minus worse arm as the paper has them. The **95 % interval** is paired",
-        "over seeds and questions: every seed is asked the same questions, both vary, and the factor is Student's with the degrees of freedom",
-        "of Welch and Satterthwaite (`ablations/interval.py`). Where a model is shipped and not trained here, over questions alone.",
-        "**Verdict**, a rule set before the first run: *agrees* where the interval lies on the paper's side of 0, *disagrees* where it lies",
-        "on the other, else *cannot tell*. No claim was taken out after its result was known. There is no correction for many claims:",
-        f"of {len(findings)} intervals one is expected to miss by chance.",
-        "",
-        *_claims(findings),
-        "",
-        *[f"![{name}](ablations/{name})" for name in plots],
-        *([""] if plots else []),
-        "## What is not as in the papers",
-        "",
-        *[f"- {one.claim.name}: {one.claim.unlike}." for one in findings if one.claim.unlike],
-        "",
-        "## Every run",
-        "",
-        f"The baseline: {ALIGN} steps of 32 captions for the projector, then {TUNE} steps of {BATCH} conversations for projector and decoder",
-        "(Muon), from the shipped tower and a decoder that has read text only; other arms as they say. Seeds draw the projector and the",
-        "order of samples; tower, decoder and samples are the same for all. Shares of 100 by seed.",
-        "",
-        *_runs(results, seeds),
-        "",
-    ])  # fmt: skip
+    verdicts: tuple[Verdict, ...] = ("agrees", "disagrees", "cannot tell")
+    return PAGE.format(
+        tried=len(findings),
+        verdicts=", ".join(f"{sum(one.verdict == name for one in findings)} {name}" for name in verdicts),
+        runs=len(results),
+        minutes=round(sum(sum(one["seconds"].values()) for one in results.values()) / 60),
+        claims="\n".join(_claims(findings)),
+        plots="\n".join(f"![{name}](ablations/{name})" for name in plots),
+        unlike="\n".join(f"- {one.claim.name}: {one.claim.unlike}." for one in findings if one.claim.unlike),
+        align=ALIGN,
+        tune=TUNE,
+        batch=BATCH,
+        table="\n".join(_runs(results, seeds)),
+    )
 
 
 def _claims(findings: Sequence[Finding]) -> list[str]:
@@ -106,9 +116,7 @@ def _claims(findings: Sequence[Finding]) -> list[str]:
 def _runs(results: Results, seeds: Sequence[int]) -> list[str]:
     lines = ["| arm | what is changed | asked | by seed | mean | seconds a run |", "| --- | --- | --- | --- | --- | --- |"]
     for arm in ARMS.values():
-        for metric in arm.asks:
-            for step in _steps(arm):
-                lines.append(_run(arm, metric, step, results, seeds))
+        lines += [_run(arm, metric, step, results, seeds) for metric in arm.asks for step in _steps(arm)]
     return lines
 
 
