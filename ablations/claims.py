@@ -93,7 +93,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         name="stage 1", says="aligning the projector first helps", paper="ScienceQA +5.11 (90.92 against 85.81)",
         source="LLaVA, ablation (6.4)", better=Side(arm="base"), worse=Side(arm="unaligned"),
-        unlike="equal steps of stage 2",
+        unlike="equal steps of stage 2; the decoder has seen pictures, through another projector",
     ),
     Claim(
         name="layer", says="the tower's last but one layer beats the last", paper="ScienceQA +0.96 (90.92 against 89.96)",
@@ -102,7 +102,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         name="reasoning first, half-way", says="reasoning before the answer learns faster",
         paper="89.77 after 6 epochs against 12", source="LLaVA, ablation (6.4)",
-        better=Side(arm="reasoning-first", metric="science", step=60), worse=Side(arm="answer-first", metric="science", step=60),
+        better=Side(arm="reasoning-first", metric="science", step=40), worse=Side(arm="answer-first", metric="science", step=40),
         unlike="from the finished tiny; steps to an accuracy are in the plot",
     ),
     Claim(
@@ -133,7 +133,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         name="decoder", says="a larger decoder is better", paper="ScienceQA +1.08 (13B against 7B); 1.5: GQA +1.3, MME +20.6, MM-Vet +5.0",
-        source="LLaVA, ablation (6.4); LLaVA-1.5 (6.7)", better=Side(arm="base"), worse=Side(arm="small-decoder"),
+        source="LLaVA, ablation (6.4); LLaVA-1.5 (6.7)", better=Side(arm="text-decoder"), worse=Side(arm="small-decoder"),
+        unlike="decoders of text alone, so that both are new to pictures",
     ),
     Claim(
         name="resolution", says="more pixels are better", paper="224 to 336: GQA +1.1, MME +23.5, MM-Vet -0.5",

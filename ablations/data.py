@@ -95,7 +95,6 @@ def science(scenes: Sequence[Scene], code: str) -> Rows:
 
 FILES: Mapping[str, Callable[[Sequence[Scene]], Rows]] = {
     "talk": lambda scenes: [talk(scene, DESCRIBED) for scene in scenes],
-    "half": lambda scenes: [talk(scene, DESCRIBED) for scene in scenes[::2]],
     "mix-all": lambda scenes: mixed(scenes, (58, DETAILED, REASONED)),
     "mix-conversation": lambda scenes: mixed(scenes, (1, 0, 0)),
     "mix-no-conversation": lambda scenes: mixed(scenes, (0, DETAILED, REASONED)),

@@ -25,7 +25,7 @@ from llavakit.scenes.statements import article
 from llavakit.scenes.world import COLORS, SHAPES, Scene, make_scene, scenes
 from llavakit.types import Conversation, Sampling
 
-PER_KIND = 24  # of each of eleven types; small print has a set of its own
+PER_KIND = 16  # of each of eleven types; small print has a set of its own
 Points = Callable[["Asked", str], float]
 
 
@@ -83,20 +83,20 @@ def small() -> list[Asked]:
     return [Asked(seed=int(r["question_id"].split("-")[0]), prompt=r["text"], answer=r["answer"], points=exact) for r in rows]
 
 
-def detail(count: int = 40) -> list[Asked]:
+def detail(count: int = 30) -> list[Asked]:
     return [Asked(seed=scene.seed, prompt=DETAIL, answer="", points=names, room=128) for scene in itertools.islice(_scenes(2), count)]
 
 
 def bench() -> list[Asked]:
     """Conversation, detail and reasoning in equal numbers, as LLaVA-Bench (COCO)."""
-    reasoned = ((scene.seed, *reason(scene)) for scene in itertools.islice(_scenes(3), 40))
+    reasoned = ((scene.seed, *reason(scene)) for scene in itertools.islice(_scenes(3), 30))
     asked = [Asked(seed=seed, prompt=question, answer=answer, points=concludes, room=112) for seed, question, answer in reasoned]
     usual = short()
-    return [*usual[:: len(usual) // 40][:40], *detail(), *asked]
+    return [*usual[:: len(usual) // 30][:30], *detail(), *asked]
 
 
 def science() -> list[Asked]:
-    problems = [(scene, problem(scene)) for scene in itertools.islice(_scenes(4), 100)]
+    problems = [(scene, problem(scene)) for scene in itertools.islice(_scenes(4), 60)]
     return [Asked(seed=s.seed, prompt=turns(p, "QCM-LEA")[0], answer=p.letter, points=letter, room=160) for s, p in problems]
 
 
@@ -132,7 +132,6 @@ SETS: Mapping[str, Callable[[], list[Asked]]] = {
     "short": cache(short),
     "short-asked": cache(partial(short, f"\n{SHORT}")),
     "small": cache(small),
-    "detail": cache(detail),
     "bench": cache(bench),
     "science": cache(science),
     **{kind: cache(partial(probe, kind)) for kind in ("compound", "absent", "present")},

@@ -1,4 +1,4 @@
-"""What the runs start from, made once each: the shipped miniature's tower, text-only decoders, and models put together of them.
+"""What the runs start from, made once each: parts of the shipped miniature, text-only decoders, and models put together of them.
 
 tower/           tiny's own            flat/     tiny-next's weights as a model of one view
 decoder-NAME/    text only             joined-PROJECTOR-LAYER-DECODER-seedN/    tower + decoder + an untrained projector
@@ -41,14 +41,20 @@ def tower(folder: Path) -> Path:
     return out
 
 
-def text_only(name: str, folder: Path) -> Path:
-    """A decoder that has read, and never seen."""
+def decoder_of(name: str, folder: Path) -> Path:
+    """The shipped tiny's decoder, or one that has read and never seen."""
     out = folder / f"decoder-{name}"
     if not out.exists():
-        draft, tokenizer = folder / f"{out.name}.tmp", folder / "tokenizer"
-        store.load_processor(places.built_in("tiny")).tokenizer.save_pretrained(tokenizer)
+        draft, words = folder / f"{out.name}.tmp", DECODERS[name]
         shutil.rmtree(draft, ignore_errors=True)
-        decoder.run([f"out={draft}", f"tokenizer={tokenizer}", *DECODERS[name]])
+        if words is None:
+            model, processor = store.load(places.built_in("tiny"), dtype="float32")
+            model.language_model.save_pretrained(draft)
+            processor.tokenizer.save_pretrained(draft)
+        else:
+            tokenizer = folder / "tokenizer"
+            store.load_processor(places.built_in("tiny")).tokenizer.save_pretrained(tokenizer)
+            decoder.run([f"out={draft}", f"tokenizer={tokenizer}", *words])
         draft.rename(out)
     return out
 
@@ -57,7 +63,7 @@ def joined(arm: Arm, seed: int, folder: Path) -> Path:
     """Tower, decoder and a new projector; ``seed`` draws the projector."""
     out = folder / f"joined-{arm.projector}{arm.layer}-{arm.decoder}-seed{seed}"
     if not (out / "config.json").exists():
-        parts = tower(folder), text_only(arm.decoder, folder)
+        parts = tower(folder), decoder_of(arm.decoder, folder)
         torch.manual_seed(seed)
         model, tokenizer = join(*parts, arm.projector)
         config = replace(model.config, select_layer=arm.layer)

@@ -21,7 +21,6 @@ METRICS: Mapping[str, str] = {
     "short": "questions of eleven types",
     "short-asked": "the same, asked for short answers",
     "small": "small print",
-    "detail": "things named in detailed descriptions, F1",
     "bench": "conversation, detail and reasoning alike",
     "science": "ScienceQA-like",
     "compound": "yes to a compound that is not there",
@@ -57,8 +56,8 @@ of {tried} intervals one is expected to miss by chance.
 ## Every run
 
 The baseline: {align} steps of 32 captions for the projector, then {tune} steps of {batch} conversations for projector and decoder (Muon),
-from the shipped tower and a decoder that has read text only; other arms as they say. Seeds draw the projector and the order of samples;
-tower, decoder and samples are the same for all. Shares of 100 by seed.
+from the shipped tiny's tower and decoder with a new projector between them; other arms as they say. Seeds draw the projector and which
+samples come in what order; tower, decoder and pool of samples are the same for all. Shares of 100 by seed.
 
 {table}
 """

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ablations import data, measure, run, table
-from ablations.arms import ARMS, SEEDS, seeds_of
+from ablations.arms import ARMS, SEEDS, TUNE, seeds_of
 from ablations.claims import CLAIMS, Claim, Side, finding, verdict
 from ablations.interval import Interval, interval, student
 from hypothesis import given
@@ -111,8 +111,8 @@ def test_answers_are_paired_question_by_question() -> None:
     results = made_up(lambda arm, seed: 0.5)
     for seed in SEEDS:  # the same answers but for one question that only the better arm gets
         row = [float(i % 2) for i in range(60)]
-        results["linear", seed]["points"]["short"] = {"240": row}
-        results["base", seed]["points"]["short"] = {"240": [1.0, *row[1:]]}
+        results["linear", seed]["points"]["short"] = {str(TUNE): row}
+        results["base", seed]["points"]["short"] = {str(TUNE): [1.0, *row[1:]]}
     found = finding(CLAIM, results).interval
     assert found is not None
     assert found.mean == pytest.approx(100 / 60)
