@@ -72,5 +72,5 @@ def _inside(x: float, freedom: float, steps: int = 400) -> float:
     log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(math.pi) / 2
     width = end / steps
     weights = (1 if i in (0, steps) else 4 if i % 2 else 2 for i in range(steps + 1))
-    total = sum(weight * math.cos(i * width) ** (freedom - 1) for i, weight in enumerate(weights))
+    total = sum(weight * math.pow(math.cos(i * width), freedom - 1) for i, weight in enumerate(weights))
     return 2 * math.exp(log_scale) * total * width / 3

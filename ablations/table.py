@@ -33,7 +33,7 @@ PAGE = """# The papers' claims in miniature
 <!-- Made by `python -m ablations.table` from ablations/results; do not edit. -->
 
 `bash runs/ablations.sh` tries each claim with drawn scenes and the tiny family, on a CPU. {tried} claims: {verdicts}.
-The {runs} runs below took {minutes} minutes on one core.
+The {runs} runs below took {minutes} minutes by the clock.
 
 A model of three million parameters that has seen a few thousand drawn pictures says little about one of thirteen billion. What is tried
 here is whether an effect shows in the same procedure, and in which direction; not how large it is at the papers' scale.
@@ -48,6 +48,8 @@ of {tried} intervals one is expected to miss by chance.
 {claims}
 
 {plots}
+
+Numbers in brackets behind a source are the sections of our specification that quote it.
 
 ## What is not as in the papers
 
