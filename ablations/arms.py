@@ -51,8 +51,8 @@ class Arm:
 
 
 _ANSWER_FIRST = Arm(
-    name="answer-first", says="the letter, then lecture and solution", start="tiny", align=0, tune=80, every=20, data="science-ALE",
-    asks=("science",), words=("lr=1.5e-3",),
+    name="answer-first", says="the letter, then lecture and solution", start="tiny", align=0, tune=120, every=20, data="science-ALE",
+    asks=("science",),
 )  # fmt: skip
 _PAD = Arm(
     name="pad", says="one padded view", start="flat", align=0, data="print", tune=30, asks=("small", "short"), words=("lr=2e-3",)

@@ -22,7 +22,7 @@ from llavakit.eval.benchmark import SHORT
 from llavakit.scenes.draw import draw
 from llavakit.scenes.export import choose, image_name, pretrain_sample
 from llavakit.scenes.questions import pick
-from llavakit.scenes.statements import NUMBERS
+from llavakit.scenes.statements import NUMBERS, article
 from llavakit.scenes.world import Scene
 
 Rows = list[dict[str, Any]]
@@ -30,7 +30,7 @@ SEED = 40_000_000  # neither the shipped tower nor the shipped models have seen 
 SCENES, PRINT = 3840, 800
 COARSE = 56  # pixels
 TURNS = 8
-COUNTS = ("none", *NUMBERS[1:])
+COUNTS = ("none", *NUMBERS[1:5])  # as many as five letters allow; no scene has more than five things
 DETAIL = "Describe the image in detail."
 SENTENCES = ("The answer is {}.", "I would say {}.", "That is {}, as far as I can see.")
 DETAILED, REASONED = 23, 77  # thousands beside 58 conversations in LLaVA's 158K (spec 4.5)
@@ -71,22 +71,14 @@ def formatted(scenes: Sequence[Scene], suffix: str) -> Rows:
 
 
 def problem(scene: Scene) -> Problem:
-    """A question in ScienceQA's form whose answer must be counted through."""
+    """A question in ScienceQA's form whose answer can be counted through: what is there, what is left, how many."""
     rng = random.Random(scene.seed + 9)
-    question, solution = reason(scene)
-    if question.startswith("How many"):
-        color = question.partition("everything ")[2].partition(" were")[0]
-        left = sum(thing.color != color for thing in scene.things)
-        wrong = rng.sample([number for number in range(6) if number != left], 3)
-        choices = [COUNTS[number] for number in sorted((left, *wrong))]
-        right = COUNTS[left]
-    else:
-        choices = ["more big things", "more small things", "as many big as small things"]
-        right = next(choice for choice in choices if solution.endswith(f"{choice}."))
-    rng.shuffle(choices)
-    return Problem(
-        id=f"{scene.seed:08d}", question=question, choices=tuple(choices), answer=choices.index(right), solution=solution, image="image.png"
-    )
+    color = rng.choice(sorted({thing.color for thing in scene.things}))
+    there = [article(thing.name) for thing in scene.things]
+    left = [article(thing.name) for thing in scene.things if thing.color != color]
+    solution = f"The picture shows {', '.join(there)}. Without {color} {', '.join(left) or 'nothing'}."
+    question = f"How many things are there without {color}?"
+    return Problem(id=f"{scene.seed:08d}", question=question, choices=COUNTS, answer=len(left), solution=solution, image="image.png")
 
 
 def science(scenes: Sequence[Scene], code: str) -> Rows:

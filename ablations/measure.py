@@ -97,7 +97,7 @@ def bench() -> list[Asked]:
 
 def science() -> list[Asked]:
     problems = [(scene, problem(scene)) for scene in itertools.islice(_scenes(4), 60)]
-    return [Asked(seed=s.seed, prompt=turns(p, "QCM-LEA")[0], answer=p.letter, points=letter, room=160) for s, p in problems]
+    return [Asked(seed=s.seed, prompt=turns(p, "QCM-LEA")[0], answer=p.letter, points=letter, room=112) for s, p in problems]
 
 
 def probe(kind: str) -> list[Asked]:
