@@ -21,7 +21,7 @@ from ablations.arms import ARMS, BATCH, SEEDS, Arm, seeds_of
 from ablations.measure import SETS, ask, fingerprint
 from ablations.starts import start_of
 from llavakit.assistant import Assistant
-from llavakit.config import FINETUNE, PRETRAIN, parse
+from llavakit.config import FINETUNE, PRETRAIN, TrainConfig, parse
 from llavakit.preprocess import Floats, Preprocess
 from llavakit.prompts import TEMPLATES
 from llavakit.train.loop import train
@@ -64,7 +64,7 @@ def trained(arm: Arm, seed: int, work: Path) -> dict[int, Path]:
     if arm.align:
         name = f"align{arm.align}-{arm.projector}{arm.layer}-{arm.decoder}-{images.name}-seed{seed}"  # arms that agree so far share it
         words = [f"start={start}", f"data={work}/data/pretrain.json", f"steps={arm.align}", f"cache_features={work}/features"]
-        start = train(parse(PRETRAIN, [*words, *shared, *STAGE_1, f"out={work}/runs/{name}"])).checkpoint
+        start = whole(parse(PRETRAIN, [*words, *shared, *STAGE_1, f"out={work}/runs/{name}"]))
     if not arm.tune:
         return {0: start}
     every = arm.every or arm.tune
@@ -78,8 +78,16 @@ def trained(arm: Arm, seed: int, work: Path) -> dict[int, Path]:
     ]
     out = work / "runs" / f"{arm.name}-seed{seed}"
     with sees(arm):
-        train(parse(FINETUNE, [*words, *shared, *STAGE_2, *arm.words, f"out={out}"]))
+        whole(parse(FINETUNE, [*words, *shared, *STAGE_2, *arm.words, f"out={out}"]))
     return {step: out / f"step-{step}" for step in range(every, arm.tune + 1, every)}
+
+
+def whole(config: TrainConfig) -> Path:
+    """The last checkpoint of a run. A signal ends the series too: what was half trained is not asked, and goes on next time."""
+    outcome = train(config)
+    if outcome.signal is not None:
+        raise SystemExit(outcome.exit_code)
+    return outcome.checkpoint
 
 
 @contextmanager

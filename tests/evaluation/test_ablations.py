@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import signal
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from llavakit.config import FINETUNE, PRETRAIN, parse
 from llavakit.preprocess import Preprocess
 from llavakit.scenes.questions import questions
 from llavakit.scenes.world import make_scene
+from llavakit.train.loop import Outcome
 
 CLAIM = Claim(name="a over b", says="a beats b", paper="+1", source="nowhere", better=Side(arm="base"), worse=Side(arm="linear"))
 
@@ -171,6 +173,14 @@ def test_a_stopped_series_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     run.run(arms, SEEDS, work=tmp_path / "work", results=tmp_path / "results")
     assert sorted(done) == sorted([(arm.name, seed) for arm in arms for seed in seeds_of(arm, SEEDS)])
     assert set(table.read(tmp_path / "results")) == set(done)
+
+
+def test_a_half_trained_model_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = Outcome(checkpoint=tmp_path, step=3, signal=signal.SIGTERM)
+    monkeypatch.setattr(run, "train", lambda config: stopped)
+    with pytest.raises(SystemExit) as ended:
+        run.whole(FINETUNE)
+    assert ended.value.code == 143
 
 
 def test_every_arm_is_made_of_options_that_exist() -> None:
