@@ -34,9 +34,10 @@ def intervals(results: Results, path: Path, seeds: Sequence[int]) -> bool:
         assert one.interval is not None
         color = COLORS[one.verdict]
         axes.plot([one.interval.low, one.interval.high], [row, row], color=color, linewidth=2)
-        axes.plot(one.interval.mean, row, "o", color=color)
+        axes.plot(one.interval.mean, row, "o", color=color, markerfacecolor="white" if one.missing else color)
     axes.set_yticks(range(len(found)), [one.claim.name for one in reversed(found)])
-    axes.set_xlabel("ours, points of 100, 95 % interval; right of 0: as the paper says")
+    axes.set_xlim(max(-100, axes.get_xlim()[0]), min(100, axes.get_xlim()[1]))
+    axes.set_xlabel("ours, points of 100, 95 % interval; right of 0: as the paper says; hollow: seeds are missing")
     for verdict, color in COLORS.items():
         axes.plot([], [], "o-", color=color, label=verdict)
     axes.legend(loc="lower right", fontsize="small")

@@ -49,6 +49,8 @@ of {tried} intervals one is expected to miss by chance. How many steps a run tak
 
 {plots}
 
+{steps}
+
 Numbers in brackets behind a source are the sections of our specification that quote it.
 
 ## What is not as in the papers
@@ -89,6 +91,7 @@ def page(results: Results, *, plots: Sequence[str] = (), seeds: Sequence[int] = 
         minutes=round(sum(sum(one["seconds"].values()) for one in results.values()) / 60),
         claims="\n".join(_claims(findings)),
         plots="\n".join(f"![{name}](ablations/{name})" for name in plots),
+        steps=_steps_to(results, seeds),
         unlike="\n".join(f"- {one.claim.name}: {one.claim.unlike}." for one in findings if one.claim.unlike),
         align=ALIGN,
         tune=TUNE,
@@ -112,6 +115,27 @@ def _claims(findings: Sequence[Finding]) -> list[str]:
             f"| **{claim.name}**: {claim.says} | {claim.paper}; {claim.source} | {ours} | {spread} | {one.verdict} | {seeds} | {command} |"
         )
     return lines
+
+
+def _steps_to(results: Results, seeds: Sequence[int]) -> str:
+    """After how many steps each seed has the accuracy that answering first ends with."""
+    curves = {
+        name: {seed: results[name, seed]["points"]["science"] for seed in seeds if (name, seed) in results}
+        for name in ("reasoning-first", "answer-first")
+    }
+    ends = [statistics.fmean(curve[max(curve, key=int)]) for curve in curves["answer-first"].values()]
+    if not ends:
+        return "Steps to an accuracy: answer-first has not been run."
+    target = statistics.fmean(ends)
+    told = []
+    for name, by_seed in curves.items():
+        reached = []
+        for curve in by_seed.values():
+            steps = [int(step) for step, points in curve.items() if statistics.fmean(points) >= target]
+            reached.append(str(min(steps)) if steps else "never")
+        told.append(f"{name} {' / '.join(reached) or 'not run'}")
+    every = ARMS["answer-first"].every
+    return f"Answer first ends at {100 * target:.1f} of 100. Steps to that, asked every {every}, by seed: {'; '.join(told)}."
 
 
 def _runs(results: Results, seeds: Sequence[int]) -> list[str]:

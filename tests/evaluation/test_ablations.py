@@ -145,6 +145,16 @@ def test_the_page_has_every_claim_and_every_run() -> None:
     assert "![claims.png](ablations/claims.png)" in page
 
 
+def test_steps_to_an_accuracy_are_the_first_that_reach_it() -> None:
+    results = made_up(lambda arm, seed: 0.5)
+    for seed in SEEDS:
+        results["answer-first", seed]["points"]["science"] = {"20": [0.0, 0.0], "40": [1.0, 0.0]}
+        results["reasoning-first", seed]["points"]["science"] = {"20": [1.0, 0.0] if seed else [0.0, 0.0], "40": [0.0, 0.0]}
+    page = table.page(results)
+    assert "Answer first ends at 50.0 of 100." in page
+    assert "reasoning-first never / 20 / 20; answer-first 40 / 40 / 40." in page
+
+
 def test_results_of_other_questions_are_not_compared(tmp_path: Path) -> None:
     for seed in (0, 1):
         one = made_up(lambda arm, seed: 0.5)["linear", seed]
