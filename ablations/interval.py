@@ -44,11 +44,11 @@ def interval(rows: Sequence[Sequence[float]]) -> Interval:
     by_question = [statistics.fmean(column) for column in zip(*rows, strict=True)]
     parts = [_of_mean(means) for means in (by_seed, by_question)]
     variance = sum(parts)
-    if variance == 0:
-        half = 0.0
-    else:
-        spread = sum(part * part / (len(means) - 1) for part, means in zip(parts, (by_seed, by_question), strict=True) if len(means) > 1)
-        half = student(variance * variance / spread) * math.sqrt(variance)
+    half = 0.0
+    if variance > 0:
+        shares = zip(parts, (by_seed, by_question), strict=True)
+        spread = sum((part / variance) ** 2 / (len(means) - 1) for part, means in shares if len(means) > 1)
+        half = student(1 / spread) * math.sqrt(variance)
     return Interval(mean=statistics.fmean(by_seed), half_width=half, seeds=seeds, questions=questions)
 
 
