@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.arms import ALIGN, ARMS, BATCH, SEEDS, TUNE, Arm, seeds_of
-from ablations.claims import CLAIMS, Finding, Results, Verdict, finding
+from ablations.claims import CLAIMS, Finding, Results, Side, Verdict, finding
 
 METRICS: Mapping[str, str] = {
     "short": "questions of eleven types",
@@ -61,7 +61,7 @@ Numbers in brackets behind a source are the sections of our specification that q
 
 The baseline: {align} steps of 32 captions for the projector, then {tune} steps of {batch} conversations for projector and decoder (Muon),
 from the shipped tiny's tower and decoder with a new projector between them; other arms as they say. Seeds draw the projector and which
-samples come in what order; tower, decoder and pool of samples are the same for all. Shares of 100 by seed.
+samples come in what order; tower, decoder and pool of samples are the same for all. Shares of 100 by seed. {spread}
 
 {table}
 """
@@ -96,6 +96,7 @@ def page(results: Results, *, plots: Sequence[str] = (), seeds: Sequence[int] = 
         align=ALIGN,
         tune=TUNE,
         batch=BATCH,
+        spread=_spread(results, seeds),
         table="\n".join(_runs(results, seeds)),
     )
 
@@ -115,6 +116,17 @@ def _claims(findings: Sequence[Finding]) -> list[str]:
             f"| **{claim.name}**: {claim.says} | {claim.paper}; {claim.source} | {ours} | {spread} | {one.verdict} | {seeds} | {command} |"
         )
     return lines
+
+
+def _spread(results: Results, seeds: Sequence[int]) -> str:
+    """How far apart the seeds of the baseline are: what every claim that rests on it must rise above."""
+    means = [100 * statistics.fmean(row) for seed in seeds if (row := Side(arm="base").points(results, seed)) is not None]
+    if len(means) < 2:
+        return ""
+    return (
+        f"The baseline's seeds lie {max(means) - min(means):.1f} points apart: it is stopped while it learns fast, sooner with one seed than "
+        "with another, and what makes a smaller difference cannot be told from so few steps and seeds."
+    )
 
 
 def _steps_to(results: Results, seeds: Sequence[int]) -> str:
