@@ -83,9 +83,11 @@ def _vqav2(row: Row, path: Path, split: str, protocol: Protocol, note: Row | Non
 
 def people(row: Row) -> tuple[str, ...]:
     """What ten people answered: texts, or objects with an ``answer``."""
-    said = tuple(each.get("answer") if isinstance(each, Mapping) else each for each in row.list("answers"))
-    if len(said) != PEOPLE or not all(isinstance(each, str) for each in said):
-        raise bad(f"{len(said)} answers, not {PEOPLE} texts", row.where, "take the official file as it is")
+    listed = row.list("answers")
+    entries = [each.get("answer") if isinstance(each, Mapping) else each for each in listed]
+    said = tuple(each for each in entries if isinstance(each, str))
+    if not len(said) == len(listed) == PEOPLE:
+        raise bad(f"{len(listed)} answers, not {PEOPLE} texts", row.where, "take the official file as it is")
     return said
 
 
@@ -117,7 +119,7 @@ def _vizwiz(row: Row, number: int, path: Path, place: Path, protocol: Protocol) 
 
 
 def textvqa(folder: Path, protocol: Protocol) -> list[Question]:
-    """``given`` is the picture's id, as in upstream's files; and as there, of two equal questions about a picture the last one's people count."""
+    """``given`` is the picture's id, as in upstream's files. As there, of two equal questions on a picture the last one's people count."""
     path = find(folder, _TEXTVQA)
     notes = list(rows(path, "data"))
     place = pictures(folder, "train_images")
