@@ -54,7 +54,7 @@ class Memory:
         self.shape = shape
         self.length = 0
         self.most = rounded(most)
-        self._buffer = self._made(now)
+        self._use(self._made(now))
 
     @property
     def nbytes(self) -> int:
@@ -65,21 +65,21 @@ class Memory:
         assert positions <= self.most, f"{positions} positions where {self.most} were counted"
         if positions > self._buffer.shape[3]:
             older = self._buffer
-            self._buffer = self._made(positions)
+            self._use(self._made(positions))
             self._buffer[:, :, :, : self.length] = older[:, :, :, : self.length]
 
     def write(self, layer: int, keys_hnd: Tensor, values_hnd: Tensor) -> None:
         """One layer's new positions, behind ``length``, which grows when all layers have written (``grow``)."""
-        here = slice(self.length, self.length + keys_hnd.shape[1])
-        self._buffer[layer, 0, :, here] = keys_hnd
-        self._buffer[layer, 1, :, here] = values_hnd
+        keys, values = self._layers[layer]
+        keys[:, self.length : self.length + keys_hnd.shape[1]] = keys_hnd
+        values[:, self.length : self.length + keys_hnd.shape[1]] = values_hnd
 
     def grow(self, positions: int) -> None:
         self.length += positions
 
     def layer(self, number: int) -> tuple[Tensor, Tensor]:
         """Keys and values (H, capacity, D), contiguous, spare room included."""
-        return self._buffer[number, 0], self._buffer[number, 1]
+        return self._layers[number]
 
     def crop(self, length: int) -> None:
         """Forget what stands behind the first ``length`` positions."""
@@ -97,6 +97,10 @@ class Memory:
         other._buffer[:, :, :, :length] = self._buffer[:, :, :, :length]
         other.length = length
         return other
+
+    def _use(self, buffer: Tensor) -> None:
+        self._buffer = buffer
+        self._layers = [(layer[0], layer[1]) for layer in buffer]  # a step asks for each of them, of every reply
 
     def _made(self, positions: int) -> Tensor:
         """Zeros, because 0 * NaN would not be 0."""

@@ -83,22 +83,22 @@ class Parts:
         """(1, H, N, D) -> (1, N, H, D)."""
         self.windows.add(window)
         done = []
-        for memory, rows in zip(self.memories, query[0].split(self.counts, 1), strict=True):
+        for memory, rows in zip(self.memories, (query[0] * scaling).split(self.counts, 1), strict=True):
             keys, values = memory.layer(self.layer)
-            done.append(attend(rows, keys, values, past=memory.length, scaling=scaling, window=window))
+            done.append(attend(rows, keys, values, past=memory.length, window=window))
         return torch.cat(done, 1).transpose(0, 1)[None]
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, *, past: int, scaling: float, window: int | None) -> Tensor:
-    """Rows (H, n, D) at positions ``past``... see keys (H / groups, capacity, D) up to their own position, at most ``window``."""
+def attend(query: Tensor, keys: Tensor, values: Tensor, *, past: int, window: int | None) -> Tensor:
+    """Scaled rows (H, n, D) at positions ``past``... see keys (H / groups, capacity, D) up to their own position, at most ``window``."""
     if query.device.type != "cpu":
-        return _by_sdpa(query, keys, values, past=past, scaling=scaling, window=window)
-    rows, query = query.shape[1], query * scaling
+        return _by_sdpa(query, keys, values, past=past, window=window)
+    rows = query.shape[1]
     if rows == 1:
         return _block(query, keys, values, first=0, start=past, window=window)  # all of the buffer: nothing is copied
     end = past + rows
     keys, values = keys[:, :end].contiguous(), values[:, :end].contiguous()  # once here, not once a block in matmul
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    output = query.new_empty(*query.shape[:2], values.shape[-1])
     for at in range(0, rows, _BLOCK):
         block, start = query[:, at : at + _BLOCK], past + at
         first, stop = 0 if window is None else max(0, start - window + 1), start + block.shape[1]
@@ -130,7 +130,7 @@ def _unseen(rows: int, columns: int, past: int, window: int | None, device: torc
     return later if window is None else later | ones.tril(past - window)
 
 
-def _by_sdpa(query: Tensor, keys: Tensor, values: Tensor, *, past: int, scaling: float, window: int | None) -> Tensor:
+def _by_sdpa(query: Tensor, keys: Tensor, values: Tensor, *, past: int, window: int | None) -> Tensor:
     rows = query.shape[1]
     end = past + rows
     first = 0 if window is None else max(0, past - window + 1)
@@ -138,7 +138,7 @@ def _by_sdpa(query: Tensor, keys: Tensor, values: Tensor, *, past: int, scaling:
     whole = rows == end and (window is None or rows <= window)
     mask = None if rows == 1 or whole else ~_unseen(rows, end - first, past - first, window, query.device)
     output = F.scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=mask, is_causal=whole and rows > 1, scale=scaling, enable_gqa=True
+        query[None], keys[None], values[None], attn_mask=mask, is_causal=whole and rows > 1, scale=1.0, enable_gqa=True
     )
     return output[0]
 
