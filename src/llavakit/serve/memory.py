@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llavakit.model.heap import own_pages
+
 _ROUND = 64  # positions: few sizes, so that what one gives back fits the next
 _SPARE_SHARE = 16
 
@@ -103,7 +105,7 @@ class Memory:
         self._layers = [(layer[0], layer[1]) for layer in buffer]  # a step asks for each of them, of every reply
 
     def _made(self, positions: int) -> Tensor:
-        """Zeros, because 0 * NaN would not be 0."""
+        """Zeros, because 0 * NaN would not be 0; pages of its own, because it outlives steps."""
         capacity = min(rounded(positions + positions // _SPARE_SHARE + 1), self.most)
         shape = self.shape
-        return torch.zeros(shape.layers, 2, shape.heads, capacity, shape.width, dtype=shape.dtype, device=shape.device)
+        return own_pages((shape.layers, 2, shape.heads, capacity, shape.width), shape.dtype, shape.device)

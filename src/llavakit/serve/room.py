@@ -60,7 +60,7 @@ class Limits:
             "running": running,
             "waiting": 2 * running,
             "kv_bytes": max(
-                shape.bytes_for(min(context, 512)), min(free // 2 if on_gpu else free // 4, running * shape.bytes_for(context))
+                shape.bytes_for(min(context, 512)), min(free // 2 if on_gpu else free // 4, 2 * running * shape.bytes_for(context))
             ),
             "feature_bytes": max(1 << 24, min(_GIB, free // 32)),
             "request_bytes": max(1 << 26, min(_GIB, free_bytes(torch.device("cpu")) // 16)),
