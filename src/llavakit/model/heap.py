@@ -45,7 +45,8 @@ def own_pages(shape: Sequence[int], dtype: torch.dtype, device: torch.device) ->
     size = prod(shape) * dtype.itemsize
     if device.type != "cpu" or not size:
         return torch.zeros(*shape, dtype=dtype, device=device)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(*shape)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
+    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=dtype).view(*shape)
 
 
 def _glibc() -> ctypes.CDLL | None:
