@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from llavakit.assistant import Assistant
 from llavakit.errors import BusyError, ConfigError, ContextError, LlavaError, PromptError, SamplingError
+from llavakit.model.cpu import CpuLinear
 from llavakit.serve.engine import AssistantEngine
 from llavakit.serve.protocol import Ask, End, Engine
 from llavakit.types import Conversation, Sampling, assistant, system, user
@@ -318,3 +320,18 @@ async def _left_behind(engine: AssistantEngine) -> None:
 def test_limits_are_checked(field: str, value: int) -> None:
     with pytest.raises(ConfigError):
         SMALL.but(**{field: value})
+
+
+def test_in_bfloat16_weights_are_laid_anew_and_everyone_is_served(tiny_model_dir: Path) -> None:
+    made = Assistant.load(tiny_model_dir, device="cpu", dtype="bf16")
+    made.stop_ids = frozenset()
+
+    async def run() -> None:
+        async with engine_of(made) as engine:
+            linears = [module for module in made.model.language_model.modules() if isinstance(module, CpuLinear)]
+            assert linears
+            assert len({module.keep_packed for module in linears}) == 1
+            done = await asyncio.gather(*(said(engine, talk, SHORT) for talk in TALKS * 2))
+            assert all(one.end.finish == "length" for one in done)
+
+    asyncio.run(run())
