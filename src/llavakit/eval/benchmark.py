@@ -48,6 +48,9 @@ class Protocol:
     hints: bool = False
     "OCR tokens or captions that the official file brings are shown."
     max_new_tokens: int = 128
+    temperature: float = 0.0
+    through: Callable[[Any], Any] | None = field(default=None, repr=False)
+    "Makes of a responder the one to ask, where an answer is more than one reply (``two_pass``)."
     judge: str | None = None
     "The judge of the published numbers."
     note: str = ""
@@ -56,8 +59,8 @@ class Protocol:
 
     @property
     def sampling(self) -> Sampling:
-        """Greedy, as every published 1.5 and 1.6 number (spec 6.1)."""
-        return Sampling(max_new_tokens=self.max_new_tokens)
+        """Greedy unless the protocol draws, as every published 1.5 and 1.6 number (spec 6.1)."""
+        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
