@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from llavakit.cli import asking, options
+from llavakit.cli import asking, options, terminal
 from llavakit.cli.asking import Asking
 from llavakit.errors import ConfigError
 
@@ -121,7 +121,7 @@ class _Asks:
         with Ledger(self.ledger) as ledger, asking.progress(what, len(queries)) as tell:
             limits = self.whom.limits(again=0)  # a reply that was cut is kept as none; greedy, it would come again
             texts, outcome = ensembles.asked(queries, completer, ledger, limits=limits, on_progress=tell, total=len(queries))
-            asking.ended(outcome, ledger, made=len(texts), failed=len(queries) - len(texts) if queries else 0)
+            asking.ended(outcome, ledger, made=len(texts), failed=outcome.progress.failed)
         return texts
 
 
@@ -129,4 +129,4 @@ def _missing(name: str, problems: Iterable[Problem], texts: Mapping[str, str]) -
     absent = [problem.id for problem in problems if problem.id not in texts]
     if absent:
         some = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-        print(f"{name}: {len(absent):,} questions have no answer: {some}", file=sys.stderr)
+        print(f"{name}: no answer to {terminal.many(len(absent), 'question')}: {some}", file=sys.stderr)

@@ -221,9 +221,9 @@ _NEEDS = (
     "llava_test_CQM-A.json, llava_test_QCM-LEA.json and the like are used where they are there"
 )
 _REFERENCE = (
-    "eval_science_qa.py of haotian-liu/LLaVA: a letter A-E alone, a letter and '. ' in front, or 'The answer is X.' exactly once; all "
-    "else, and a letter beyond the choices, is wrong. The columns are those of lupantech/ScienceQA. Departure: whether a question has a picture "
-    "is read from problems.json, not from the prompt"
+    "eval_science_qa.py of haotian-liu/LLaVA: a letter A-E alone, a letter and '. ' in front, or 'The answer is X.' exactly once; "
+    "all else, and a letter beyond the choices, is wrong. The columns are those of lupantech/ScienceQA. "
+    "Departure: whether a question has a picture is read from problems.json, not from the prompt"
 )
 SCIENCEQA = Benchmark(
     name="scienceqa", title="ScienceQA, test", needs=_NEEDS, reference=_REFERENCE, protocols=PROTOCOLS, questions=questions, score=score,
