@@ -94,17 +94,26 @@ class Assistant:
         ``begun``: the conversation ends with a reply that goes on; what comes is the rest of it, the blank in front included.
         Raises PromptError (``no_question``, ``no_reply``, ``empty_prompt``), ContextError (``context_length_exceeded``), ImageError.
         """
-        inputs = self._encode(conversation, sampling, begun=begun)
+        inputs = self.encode(conversation, sampling, begun=begun)
         return self._pieces(self._batch([inputs]), sampling, None, said=_said(inputs))
 
     def reply_batch(self, conversations: Sequence[Conversation], sampling: Sampling = GREEDY, *, begun: bool = False) -> list[str]:
         """The replies to all, computed together: the same as ``"".join(reply(...))`` of each, up to the rounding of the dtype."""
-        if not conversations:
+        return self.reply_encoded([self.encode(conversation, sampling, begun=begun) for conversation in conversations], sampling)
+
+    def encode(self, conversation: Conversation, sampling: Sampling = GREEDY, *, begun: bool = False) -> Inputs:
+        """A question made ready, on the CPU; safe in a thread beside the model. Raises what ``reply`` raises."""
+        inputs = self.processor.encode(conversation, learn=False, begun=begun, room=sampling.max_new_tokens)
+        check_context(self.model, prompt=len(inputs.input_ids), new=sampling.max_new_tokens)
+        return inputs
+
+    def reply_encoded(self, encoded: Sequence[Inputs], sampling: Sampling = GREEDY) -> list[str]:
+        """``reply_batch`` of questions that ``encode`` made ready."""
+        if not encoded:
             return []
-        inputs = [self._encode(conversation, sampling, begun=begun) for conversation in conversations]
-        batch = self._batch(inputs)
+        batch = self._batch(encoded)
         stop = self._stop(sampling)
-        said = [_said(one) for one in inputs]
+        said = [_said(one) for one in encoded]
         writers = [self._writer(stop, before) for before in said]
 
         def ends(row: int, token: int) -> bool:
@@ -118,12 +127,7 @@ class Assistant:
         """A conversation to go on with, empty or begun (a system message, earlier turns)."""
         return Session(self, Conversation(()) if conversation is None else conversation)
 
-    def _encode(self, conversation: Conversation, sampling: Sampling, *, begun: bool = False) -> Inputs:
-        inputs = self.processor.encode(conversation, learn=False, begun=begun, room=sampling.max_new_tokens)
-        check_context(self.model, prompt=len(inputs.input_ids), new=sampling.max_new_tokens)
-        return inputs
-
-    def _batch(self, inputs: list[Inputs]) -> Batch:
+    def _batch(self, inputs: Sequence[Inputs]) -> Batch:
         return self.processor.collate(inputs, side="left").to(self.model.device, self.model.dtype)
 
     def _stop(self, sampling: Sampling) -> tuple[str, ...]:
@@ -182,7 +186,7 @@ class Session:
     def reply(self, conversation: Conversation, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Reply to this conversation and take it as the history: it may continue the old one or change any part of it."""
         self._hush()
-        inputs = self._assistant._encode(conversation, sampling)
+        inputs = self._assistant.encode(conversation, sampling)
         self._speaking = self._recorded(conversation, self._pieces(inputs, sampling))
         return self._speaking
 

@@ -212,7 +212,7 @@ def test_what_is_asked(folder: Path) -> None:
 
 def test_protocols_say_how_they_draw_and_in_how_many_passes() -> None:
     assert BY_NAME["v0"].sampling.temperature == 0.7
-    assert {name for name, one in BY_NAME.items() if one.through} == {"v0", "v0-greedy"}
+    assert {name for name, one in BY_NAME.items() if one.passes == 2} == {"v0", "v0-greedy"}
     assert all(one.sampling.temperature == 0 for name, one in BY_NAME.items() if name != "v0")
     assert all(one.sampling.max_new_tokens == 1024 for one in PROTOCOLS)
     assert len(BY_NAME) == len(PROTOCOLS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,22 @@ from hypothesis import strategies as st
 
 from llavakit.assistant import Assistant
 from llavakit.chat_template import JinjaTemplate
-from llavakit.errors import ConfigError, PromptError
+from llavakit.errors import PromptError
+from llavakit.eval.answers import match, read
+from llavakit.eval.benchmark import Protocol, Question
+from llavakit.eval.harness import Job, by_model
+from llavakit.eval.run_folder import Run
 from llavakit.eval.scienceqa import extract
-from llavakit.eval.two_pass import TwoPass, two_pass
+from llavakit.eval.two_pass import TwoPass
 from llavakit.model import generation
 from llavakit.preprocess import Preprocess
-from llavakit.processor import IGNORED, Processor
+from llavakit.processor import Processor
 from llavakit.prompts import TEMPLATES, spelled
-from llavakit.responder import ScriptedResponder
 from llavakit.scenes.draw import draw
 from llavakit.scenes.world import make_scene
 from llavakit.text_stream import TextStream, finished_text, held_ids, text_behind
 from llavakit.tiling import Tiling
-from llavakit.types import Conversation, Sampling, assistant, user
+from llavakit.types import Conversation, Image, Sampling, assistant, user
 from talks import conversations, ordinary, words
 from tokenizers_for_tests import FAMILIES, family
 
@@ -180,21 +183,28 @@ class Told:
 
     def __init__(self, *batches: list[str]) -> None:
         self.batches = list(batches)
-        self.asked: list[tuple[list[Conversation], Sampling, bool]] = []
+        self.asked: list[tuple[list[Conversation], Sampling]] = []
+        self.begun: list[Conversation] = []
 
-    def reply_batch(self, conversations: Sequence[Conversation], sampling: Sampling = SHORT, *, begun: bool = False) -> list[str]:
-        self.asked.append((list(conversations), sampling, begun))
+    def encode(self, conversation: Conversation, sampling: Sampling, *, begun: bool = False) -> Conversation:
+        self.begun += [conversation] if begun else []
+        return conversation
+
+    def reply_encoded(self, encoded: Sequence[Conversation], sampling: Sampling) -> list[str]:
+        self.asked.append((list(encoded), sampling))
         return self.batches.pop(0)
 
 
 def test_the_second_pass_goes_on_behind_the_reasons() -> None:
     told = Told(["LECTURE: L.\nSOLUTION: S.", ""], [" B.", " C "])
     questions = [Conversation.ask("Which?"), Conversation.ask("Why?")]
-    said = two_pass(told).reply_batch(questions, Sampling(max_new_tokens=1024, temperature=0.7, seed=1))
+    sampling = Sampling(max_new_tokens=1024, temperature=0.7, seed=1)
+    asks = TwoPass(told)
+    said = asks.reply_encoded([asks.encode(one, sampling) for one in questions], sampling)
     assert said == ["LECTURE: L.\nSOLUTION: S.\n The answer is B.", "\n The answer is C"]
     assert [extract(text) for text in said] == ["B", "FAILED"]  # the full stop is the model's to write, as in the original
-    (first, how, begun), (second, then, going) = told.asked
-    assert (first, begun, going) == (questions, False, True)
+    (first, how), (second, then) = told.asked
+    assert (first, told.begun) == (questions, second)
     assert [one.messages[-1].text for one in second] == ["LECTURE: L.\nSOLUTION: S. ###\nANSWER:", " ###\nANSWER:"]
     assert [Conversation(one.messages[:-1]) for one in second] == questions
     assert (how.max_new_tokens, then.max_new_tokens) == (1024, 64)
@@ -204,22 +214,28 @@ def test_the_second_pass_goes_on_behind_the_reasons() -> None:
 
 
 def test_one_question_is_a_batch_of_one() -> None:
-    pieces: Callable[..., Any] = TwoPass(Told(["S."], ["A."])).reply
-    assert list(pieces(Conversation.ask("Which?"))) == ["S.\n The answer is A."]
-    assert TwoPass(Told([], [])).reply_batch([]) == []
+    assert list(TwoPass(Told(["S."], ["A."])).reply(Conversation.ask("Which?"))) == ["S.\n The answer is A."]
 
 
-def test_who_cannot_go_on_is_refused_before_anything_is_asked() -> None:
-    script = ScriptedResponder(["S."])
-    with pytest.raises(ConfigError) as caught:
-        two_pass(script)
-    assert caught.value.code == "cannot_go_on"
-    assert script.asked == []
+def test_the_harness_asks_two_passes_like_any_model(seeing: Assistant, tmp_path: Path) -> None:
+    """In a run's folder, whatever shares a batch with whom."""
+    protocol = Protocol(name="v0", max_new_tokens=12, passes=2)
+    questions = [
+        Question(id=str(seed), given=seed, prompt=f"Describe the picture{'!' * seed}", image=Image.of(draw(make_scene(seed))))
+        for seed in range(5)
+    ]
+    run = Run(
+        benchmark="scienceqa", protocol=protocol, model="tiny", prompts_sha256="0", questions=5, asked=5, versions={}, date="2026-11-21"
+    )
+    by_model(Job(questions=questions, run=run, out=tmp_path / "run"), TwoPass(seeing), batch=2)
+    answered = match(questions, read(tmp_path / "run" / "answers.jsonl")).answered
+    for one in answered:
+        assert one.text == "".join(TwoPass(seeing).reply(one.question.conversation(), protocol.sampling))
 
 
 def test_two_passes_of_a_model_are_its_two_replies(seeing: Assistant) -> None:
     sampling = Sampling(max_new_tokens=12)
-    said = two_pass(seeing).reply_batch(SCENES, sampling)
+    asks = TwoPass(seeing)
+    said = asks.reply_encoded([asks.encode(one, sampling) for one in SCENES], sampling)
     reasons = seeing.reply_batch(SCENES, sampling.but(stop=("###",)))
     assert all(text.startswith(reason + "\n The answer is") for text, reason in zip(said, reasons, strict=True))
-    assert IGNORED == -100

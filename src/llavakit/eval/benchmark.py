@@ -49,8 +49,8 @@ class Protocol:
     "OCR tokens or captions that the official file brings are shown."
     max_new_tokens: int = 128
     temperature: float = 0.0
-    through: Callable[[Any], Any] | None = field(default=None, repr=False)
-    "Makes of a responder the one to ask, where an answer is more than one reply (``two_pass``)."
+    passes: int = 1
+    "2: the model is asked for its reasons, then goes on with its answer (``two_pass``)."
     judge: str | None = None
     "The judge of the published numbers."
     note: str = ""
@@ -134,3 +134,5 @@ class Benchmark:
     verdict: Callable[[Answered], Verdict] | None = None
     submit: Callable[[Sequence[Answered], Path], Path] | None = None
     "Write the official upload into this folder; returns the file."
+    make: Callable[[Path, int | None], None] | None = None
+    "Make the files themselves, pictures of the first so many questions; None where they must be brought."

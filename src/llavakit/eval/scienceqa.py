@@ -24,7 +24,6 @@ from llavakit.data.scienceqa import BARE, LETTERS, Problem, turns
 from llavakit.errors import DataError
 from llavakit.eval import scienceqa_files as files
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Published, Question, Score, Verdict
-from llavakit.eval.two_pass import two_pass
 from llavakit.types import Image
 
 FAILED = "FAILED"
@@ -186,7 +185,7 @@ _FINE_TUNED = Protocol(
     ),
 )  # fmt: skip
 _TWICE = replace(
-    _FINE_TUNED, name="v0", template="llava_v0", temperature=0.7, through=two_pass,
+    _FINE_TUNED, name="v0", template="llava_v0", temperature=0.7, passes=2,
     note="Two passes: the reasoning until ###, then the letter; both drawn at temperature 0.7, as published.",
     published=(
         Published(model="LLaVA-13B v0", metric=AVERAGE, value=90.90, source="its published prediction file"),

@@ -8,9 +8,9 @@ answer   LECTURE: ... SOLUTION: ...\\n The answer is B.      as the published pr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llavakit.errors import ConfigError
 from llavakit.types import Conversation, Sampling, assistant
 
 END = "###"
@@ -20,39 +20,48 @@ ROOM = 64
 
 
 class GoesOn(Protocol):
-    """A responder that can go on with a reply which is begun: ``assistant.Assistant``."""
+    """A model that can go on with a reply which is begun: ``assistant.Assistant``. A server cannot."""
 
-    def reply_batch(self, conversations: Sequence[Conversation], sampling: Sampling = ..., *, begun: bool = False) -> list[str]:
-        """The replies to all; with ``begun`` the rest of the reply with which each conversation ends."""
+    def encode(self, conversation: Conversation, sampling: Sampling, *, begun: bool = False) -> Any:
+        """A conversation made ready; ``begun``: its last reply goes on."""
+        ...
+
+    def reply_encoded(self, encoded: Sequence[Any], sampling: Sampling) -> list[str]:
+        """The replies to some of these, or what follows where they are begun."""
         ...
 
 
-class TwoPass:
-    """A responder that asks another one twice."""
+@dataclass(frozen=True)
+class Ready:
+    """A question made ready for the first pass."""
 
-    def __init__(self, responder: GoesOn) -> None:
-        self.responder = responder
+    conversation: Conversation
+    encoded: Any
+
+
+class TwoPass:
+    """A model that asks another one twice; to the harness it looks like the other. ``sampling`` is that of the reasons, 64 tokens of the
+    same are for the letter."""
+
+    def __init__(self, model: GoesOn) -> None:
+        self.model = model
 
     def reply(self, conversation: Conversation, sampling: Sampling = Sampling()) -> Iterator[str]:  # noqa: B008  # frozen
         """Both passes; the answer is one piece."""
-        yield from self.reply_batch([conversation], sampling)
+        yield from self.reply_encoded([self.encode(conversation, sampling)], sampling)
 
-    def reply_batch(self, conversations: Sequence[Conversation], sampling: Sampling = Sampling()) -> list[str]:  # noqa: B008
-        """Both passes for all together. ``sampling`` is that of the reasoning; the letter is chosen likewise, in 64 tokens."""
-        sampling = sampling.but(stop=(*sampling.stop, END))
-        reasons = self.responder.reply_batch(conversations, sampling)
-        begun = [one.then(assistant(reason + ASK)) for one, reason in zip(conversations, reasons, strict=True)]
-        letters = self.responder.reply_batch(begun, sampling.but(max_new_tokens=ROOM), begun=True)
-        return [reason + SAYS + letter.strip() for reason, letter in zip(reasons, letters, strict=True)]
+    def encode(self, conversation: Conversation, sampling: Sampling) -> Ready:
+        """A question made ready."""
+        return Ready(conversation, self.model.encode(conversation, _reasons(sampling)))
+
+    def reply_encoded(self, encoded: Sequence[Ready], sampling: Sampling) -> list[str]:
+        """Both passes for all together. Raises ContextError where the reasons leave no room for the letter."""
+        reasons = self.model.reply_encoded([one.encoded for one in encoded], _reasons(sampling))
+        begun = [one.conversation.then(assistant(reason + ASK)) for one, reason in zip(encoded, reasons, strict=True)]
+        letter = _reasons(sampling).but(max_new_tokens=ROOM)
+        letters = self.model.reply_encoded([self.model.encode(one, letter, begun=True) for one in begun], letter)
+        return [reason + SAYS + said.strip() for reason, said in zip(reasons, letters, strict=True)]
 
 
-def two_pass(responder: Any) -> TwoPass:
-    """``TwoPass`` over a responder. Raises ConfigError where it cannot go on with a reply that is begun, as a server cannot."""
-    if not hasattr(responder, "reply_batch"):
-        raise ConfigError(
-            "this protocol goes on with a reply that is begun, and a server cannot",
-            code="cannot_go_on",
-            where="--protocol",
-            remedy="ask a checkpoint (--model FOLDER) or choose a protocol of one pass",
-        )
-    return TwoPass(responder)
+def _reasons(sampling: Sampling) -> Sampling:
+    return sampling.but(stop=(*sampling.stop, END))
