@@ -37,7 +37,7 @@ class Asking:
 
     def of_model(self, loading: options.Loading, *, batch: int) -> tuple[Job, Outcome]:
         """Our own model answers, in batches, this process its share."""
-        from llavakit.eval.harness import by_model
+        from llavakit.eval.harness import Model, by_model
         from llavakit.eval.two_pass import TwoPass
 
         assistant = fitting(_on_own_device(loading).assistant(), self.protocol, chosen=loading.template is not None)
@@ -47,7 +47,7 @@ class Asking:
             aspect=aspect_of(assistant),
             arithmetic=str(assistant.model.dtype).removeprefix("torch."),
         )
-        model = TwoPass(assistant) if self.protocol.passes == 2 else assistant
+        model: Model = TwoPass(assistant) if self.protocol.passes == 2 else assistant
         with asking.progress(self.benchmark.name, None) as tell:
             return job, by_model(job, model, batch=batch, size=lambda question: _length(assistant, question), tell=tell)
 
