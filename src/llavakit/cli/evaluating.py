@@ -1,4 +1,4 @@
-"""What ``llava eval`` does to have questions answered: by our own model, in the protocol's words, or by a server; all that departs is said."""
+"""What `llava eval` does to have questions answered: by our own model in the protocol's words, or by a server; what departs is said."""
 
 from __future__ import annotations
 
