@@ -266,7 +266,7 @@ def test_scores_and_verdicts(folder: Path) -> None:
 def test_the_result_file_of_the_original_script(folder: Path) -> None:
     path = submit(answers(folder, q2="B", q5="E. none"), folder / "out")
     assert json.loads(path.read_text()) == {
-        "acc": 100 / 3,
+        "acc": 1 / 3 * 100,
         "correct": 1,
         "count": 3,
         "results": {"11": -1, "2": 1, "5": -1},
