@@ -44,6 +44,7 @@ def ensemble(
     judge: Final = None,
     chance: Chance = None,
     ledger: Kept = Path("ensemble.ledger"),
+    max_tokens: options.MaxTokens = 1024,
     as_json: options.Json = False,
     *,
     whom: Asking,
@@ -57,15 +58,15 @@ def ensemble(
         remedy = "give --gpt4 FILE, or --teacher and --model to ask it now"
         raise ConfigError("there are no answers of a language model", code="bad_value", where="--gpt4", remedy=remedy)
     problems, ours = files.load(folder), files.read_predictions(llava).texts
-    ask = _Asks(whom, loading, ledger)
+    ask, sampling = _Asks(whom, loading, ledger), ensembles.SAMPLING.but(max_new_tokens=max_tokens)
     if gpt4 is None:
         examples = ensembles.shots(files.load(folder, split="train"))
-        theirs: Mapping[str, str] = ask("answering", [ensembles.first_query(problem, examples) for problem in problems])
+        theirs: Mapping[str, str] = ask("answering", [ensembles.first_query(one, examples, sampling=sampling) for one in problems])
     else:
         theirs = files.read_predictions(gpt4).texts
     final = files.read_predictions(judge).texts if judge is not None else None
     if final is None and whom.teacher is not None:
-        final = ask("judging", list(ensembles.judge_queries(problems, ours, theirs)))
+        final = ask("judging", list(ensembles.judge_queries(problems, ours, theirs, sampling=sampling)))
 
     def dice() -> random.Random | None:
         return None if chance is None else random.Random(chance)

@@ -145,9 +145,10 @@ def judge_query(problem: Problem, ours: str, theirs: str, *, sampling: Sampling 
     return Query(id=problem.id, conversation=Conversation((system(JUDGE), user(words))), sampling=sampling)
 
 
-def judge_queries(problems: Sequence[Problem], ours: Texts, theirs: Texts) -> Iterator[Query]:
+def judge_queries(problems: Sequence[Problem], ours: Texts, theirs: Texts, *, sampling: Sampling = SAMPLING) -> Iterator[Query]:
     """About the problems on which both differ."""
-    return (judge_query(one, ours.get(one.id, ""), theirs.get(one.id, "")) for one in differing(problems, ours, theirs))
+    differ = differing(problems, ours, theirs)
+    return (judge_query(one, ours.get(one.id, ""), theirs.get(one.id, ""), sampling=sampling) for one in differ)
 
 
 def asked(queries: Iterable[Query], completer: Completer, ledger: Ledger, **options: Any) -> tuple[dict[str, str], Outcome]:

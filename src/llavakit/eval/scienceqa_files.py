@@ -157,6 +157,6 @@ def _lines(text: str, path: Path, whole: Exception) -> list[Any]:
         try:
             values += [json.loads(line)] if line.strip() else []
         except (ValueError, RecursionError) as error:
-            where, error = (f"{path}:{number}", error) if values else (str(path), whole)
-            raise DataError(f"not JSON: {error}", code="bad_json", where=where, remedy="take the file anew") from error
+            where, why = (f"{path}:{number}", error) if values else (str(path), whole)
+            raise DataError(f"not JSON: {why}", code="bad_json", where=where, remedy="take the file anew") from error
     return values
