@@ -102,6 +102,9 @@ def test_run_is_the_same_word(llava: Llava, tiny_model_dir: Path) -> None:
     assert json.loads(short.out)["scores"] == json.loads(long.out)["scores"]
     assert Path("a/answers.jsonl").read_bytes() == Path("b/answers.jsonl").read_bytes()
     assert len(lines("a/answers.jsonl")) == 3
+    fewer = llava("eval", *words[:3], "--limit", 2, "--no-page", "--json", "--out", "a")
+    assert (len(lines("a/answers.jsonl")), fewer.code, "warning" in fewer.err) == (3, 0, False)
+    assert sum(score["count"] for score in json.loads(fewer.out)["scores"] if score["metric"] == "all") == 2
     assert len(list(Path("a/scenes/images").iterdir())) == 3
 
 
@@ -183,7 +186,8 @@ def test_a_protocol_is_kept_or_its_departure_is_said(llava: Llava, tiny_model_di
     assert "warning" not in loose.err
     assert lines("c/answers.jsonl")[0]["prompt"] == "What is 0?\nBriefly."
     assert json.loads(Path("c/upload.json").read_text()) == [line["text"] for line in lines("c/answers.jsonl")]
-    other = llava("eval", "score", "exam", "c/answers.jsonl", ".")
+    assert "warning" not in llava("eval", "score", "exam", "c/answers.jsonl", ".").err  # run.json knows the protocol
+    other = llava("eval", "score", "exam", "c/answers.jsonl", ".", "--protocol", "strict")
     assert "asked as exam, protocol loose" in other.err
     assert "matched by question_id alone" not in other.err  # our own ids are there
 

@@ -30,6 +30,7 @@ from llavakit.eval.benchmark import Protocol, Question
 
 ANSWERS, FAILURES, RUN, LEDGER = "answers", "failures", "run.json", "ledger.sqlite"
 _PART = re.compile(r"\.rank-\d+-of-\d+\.jsonl")
+_DOOR = ".settling"
 _TOLD = ("date", "versions", "asked")  # in run.json for people; they may differ
 
 
@@ -168,10 +169,13 @@ class RunFolder:
 
     def settle(self) -> bool:
         """Put the files into order if every question is settled and nobody else writes; whether it is so. Ends the appending."""
-        with _one_at_a_time(self.folder / ".settling", self.share):
+        with _one_at_a_time(self.folder / _DOOR, self.share):
             self.close()
             with _others(self.folder) as free:
-                return free and self._ordered()
+                done = free and self._ordered()
+        if done:
+            (self.folder / _DOOR).unlink(missing_ok=True)  # those who wait have it open; what is done twice comes out the same
+        return done
 
     def _ordered(self) -> bool:
         known, failed = _kept(self.folder), _failed(self.folder)
@@ -284,7 +288,6 @@ def _one_at_a_time(path: Path, share: Share) -> Iterator[None]:
     with path.open("a+b") as file:
         _lock(file, wait=True)
         yield
-        path.unlink(missing_ok=True)  # those who wait have it open; what is done twice comes out the same
 
 
 @contextmanager
