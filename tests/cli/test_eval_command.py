@@ -17,6 +17,7 @@ from llavakit.eval.benchmark import Answered, Protocol, Question, Verdict
 from llavakit.eval.benchmark import Score as Number
 from misbehaving import Manners, serving
 
+ROOT = Path(__file__).parents[2]
 Llava = Callable[..., Any]
 
 
@@ -62,7 +63,7 @@ def test_scoring_loads_no_model(llava: Llava, tmp_path: Path) -> None:
     code = "import sys; from llavakit.cli import main; code = main(sys.argv[1:]); "
     code += "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
     words = ["eval", "score", "scenes", str(tmp_path / "theirs.jsonl"), str(tmp_path / "data"), "--json"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"warning: 1 of {len(asked)} questions have no answer: {asked[-1].id}\n"
     found = {score["metric"]: score for score in json.loads(done.stdout)["scores"]}

@@ -120,6 +120,7 @@ def run(
 ) -> None:
     """Ask the questions of a benchmark, and score the answers."""
     from llavakit.eval import benchmarks
+    from llavakit.eval.run_folder import RUN, read_run
 
     benchmark = benchmarks.find(name)
     way = benchmarks.protocol(benchmark, protocol)
@@ -135,7 +136,7 @@ def run(
     if not outcome.whole:
         say(f"rank {job.share.rank}: {many(outcome.fresh, 'answer')}; whoever ends last puts all of them together")
         return
-    report(benchmark, way, _answered(place / "answers.jsonl", questions, limit), place, job.run.fields(), page=page, as_json=as_json)
+    report(benchmark, way, _answered(place / "answers.jsonl", questions, limit), place, read_run(place / RUN), page=page, as_json=as_json)
 
 
 @app.command("list", epilog=LIST_EXAMPLES)

@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -146,14 +146,12 @@ class RunFolder:
         self.folder, self.model, self.share = folder, run.model, share
         self.order = [question.id for question in questions]
         self.asked = [question.id for question in asked]
-        self._answers = _Appended(share.file(folder, ANSWERS))
-        try:
-            self._failures = _Appended(share.file(folder, FAILURES), anew=True)
-            self.known = set(_kept(folder))
-        except BaseException:
-            self._answers.close()
-            raise
         self.failed: list[Failure] = []
+        with ExitStack() as opened:
+            self._answers = opened.enter_context(closing(_Appended(share.file(folder, ANSWERS))))
+            self._failures = opened.enter_context(closing(_Appended(share.file(folder, FAILURES), anew=True)))
+            self.known = set(_kept(folder))
+            self._opened = opened.pop_all()
 
     def add(self, rows: Sequence[tuple[Question, str]], *, sync: bool = True) -> None:
         """Answers, on the disk when this returns. One to a question that has one is left out."""
@@ -200,8 +198,7 @@ class RunFolder:
         return [Failure(**json.loads(failed[name])) for name in self.order if name in failed and name not in self.known]
 
     def close(self) -> None:
-        self._answers.close()
-        self._failures.close()
+        self._opened.close()
 
     def __enter__(self) -> RunFolder:
         return self
