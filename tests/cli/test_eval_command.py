@@ -17,6 +17,7 @@ from llavakit.eval.benchmark import Answered, Protocol, Question, Verdict
 from llavakit.eval.benchmark import Score as Number
 from misbehaving import Manners, serving
 
+ROOT = Path(__file__).parents[2]
 Llava = Callable[..., Any]
 
 
@@ -62,7 +63,7 @@ def test_scoring_loads_no_model(llava: Llava, tmp_path: Path) -> None:
     code = "import sys; from llavakit.cli import main; code = main(sys.argv[1:]); "
     code += "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
     words = ["eval", "score", "scenes", str(tmp_path / "theirs.jsonl"), str(tmp_path / "data"), "--json"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"warning: 1 of {len(asked)} questions have no answer: {asked[-1].id}\n"
     found = {score["metric"]: score for score in json.loads(done.stdout)["scores"]}
@@ -102,6 +103,9 @@ def test_run_is_the_same_word(llava: Llava, tiny_model_dir: Path) -> None:
     assert json.loads(short.out)["scores"] == json.loads(long.out)["scores"]
     assert Path("a/answers.jsonl").read_bytes() == Path("b/answers.jsonl").read_bytes()
     assert len(lines("a/answers.jsonl")) == 3
+    fewer = llava("eval", *words[:3], "--limit", 2, "--no-page", "--json", "--out", "a")
+    assert (len(lines("a/answers.jsonl")), fewer.code, "warning" in fewer.err) == (3, 0, False)
+    assert sum(score["count"] for score in json.loads(fewer.out)["scores"] if score["metric"] == "all") == 2
     assert len(list(Path("a/scenes/images").iterdir())) == 3
 
 
@@ -183,7 +187,8 @@ def test_a_protocol_is_kept_or_its_departure_is_said(llava: Llava, tiny_model_di
     assert "warning" not in loose.err
     assert lines("c/answers.jsonl")[0]["prompt"] == "What is 0?\nBriefly."
     assert json.loads(Path("c/upload.json").read_text()) == [line["text"] for line in lines("c/answers.jsonl")]
-    other = llava("eval", "score", "exam", "c/answers.jsonl", ".")
+    assert "warning" not in llava("eval", "score", "exam", "c/answers.jsonl", ".").err  # run.json knows the protocol
+    other = llava("eval", "score", "exam", "c/answers.jsonl", ".", "--protocol", "strict")
     assert "asked as exam, protocol loose" in other.err
     assert "matched by question_id alone" not in other.err  # our own ids are there
 

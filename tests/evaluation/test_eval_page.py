@@ -97,12 +97,12 @@ def test_texts_do_no_harm(tmp_path: Path, bad: str) -> None:
 
 
 def test_pictures_are_small_and_inside(tmp_path: Path) -> None:
-    Pictures.new("RGB", (1600, 900), "red").save(tmp_path / "a.png")
+    Pictures.new("RGB", (1600, 800), "red").save(tmp_path / "a.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     names = ("a.png", "torn.png", "absent.png")
     text = page([row(name, "red", 1, image=Image(tmp_path / name)) for name in names], title="x")
     (shown,) = Parsed(text).images
-    assert (shown["width"], shown["height"]) == ("200", "112")
+    assert (shown["width"], shown["height"]) == ("200", "100")
     assert shown["alt"]
     assert str(shown["src"]).startswith("data:image/jpeg;base64,")
     assert text.count("no picture") == 2

@@ -61,10 +61,8 @@ Page = Annotated[bool, Option("--page/--no-page", help="Write page.html: every q
 class Named(TyperGroup):
     """``llava eval scenes`` is ``llava eval run scenes``."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
 
 
 app = Typer(
@@ -122,6 +120,7 @@ def run(
 ) -> None:
     """Ask the questions of a benchmark, and score the answers."""
     from llavakit.eval import benchmarks
+    from llavakit.eval.run_folder import RUN, read_run
 
     benchmark = benchmarks.find(name)
     way = benchmarks.protocol(benchmark, protocol)
@@ -137,7 +136,7 @@ def run(
     if not outcome.whole:
         say(f"rank {job.share.rank}: {many(outcome.fresh, 'answer')}; whoever ends last puts all of them together")
         return
-    report(benchmark, way, _answered(place / "answers.jsonl", job.asked), place, job.run.fields(), page=page, as_json=as_json)
+    report(benchmark, way, _answered(place / "answers.jsonl", questions, limit), place, read_run(place / RUN), page=page, as_json=as_json)
 
 
 @app.command("list", epilog=LIST_EXAMPLES)
@@ -187,16 +186,16 @@ def score(
     from llavakit.eval.run_folder import RUN, read_run
 
     benchmark = benchmarks.find(name)
-    way = benchmarks.protocol(benchmark, protocol)
     facts = read_run(answers.parent / RUN) if (answers.parent / RUN).exists() else {}
+    way = benchmarks.protocol(benchmark, protocol or (facts.get("protocol") if facts.get("benchmark") == benchmark.name else None))
     if facts and (facts.get("benchmark"), facts.get("protocol")) != (benchmark.name, way.name):
         warn(f"these answers were asked as {facts.get('benchmark')}, protocol {facts.get('protocol')}")
     facts = facts or {"benchmark": benchmark.name, "protocol": way.name, "model": answers.stem}
     with TemporaryDirectory() as scratch:
         beside = answers.parent if (answers.parent / benchmark.name).is_dir() else Path(scratch)
         questions = benchmark.questions(_files(benchmark, folder, beside, None if out else 0), way)
-        asked = questions[: limit or facts.get("asked") or None]
-        report(benchmark, way, _answered(answers, asked), out, facts, page=out is not None, as_json=as_json)
+        answered = _answered(answers, questions, limit or facts.get("asked"))
+        report(benchmark, way, answered, out, facts, page=out is not None, as_json=as_json)
 
 
 def _files(benchmark: Benchmark, folder: Path | None, place: Path, limit: int | None) -> Path:
@@ -214,11 +213,11 @@ def _files(benchmark: Benchmark, folder: Path | None, place: Path, limit: int | 
 # --- telling --------------------------------------------------------------------------------------------------------------------------
 
 
-def _answered(path: Path, asked: Sequence[Question]) -> list[Answered]:
+def _answered(path: Path, questions: Sequence[Question], limit: int | None) -> list[Answered]:
     """The questions with the answers of a file; misfits are told."""
     from llavakit.eval import answers
 
-    matched = answers.match(asked, answers.read(path))
+    matched = answers.match(questions, answers.read(path), limit=limit)
     for remark in matched.remarks():
         warn(remark)
     return matched.answered

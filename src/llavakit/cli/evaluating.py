@@ -75,7 +75,6 @@ class Asking:
             protocol=self.protocol,
             prompts_sha256=digest(self.questions),
             questions=len(self.questions),
-            asked=len(self.questions[: self.limit]),
             versions={"llavakit": __version__} | {name: metadata.version(name) for name in LIBRARIES},
             date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             **facts,

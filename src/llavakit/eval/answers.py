@@ -100,8 +100,11 @@ def lines(text: str, path: Path) -> list[Line]:
     return found
 
 
-def match(questions: Sequence[Question], found: Sequence[Line]) -> Matched:
-    """Every question with its answer. Our own ids first, then question_id and prompt, then question_id alone; each pass in file order."""
+def match(questions: Sequence[Question], found: Sequence[Line], *, limit: int | None = None) -> Matched:
+    """Every question with its answer. Our own ids first, then question_id and prompt, then question_id alone; each pass in file order.
+
+    ``limit``: only the first so many questions are asked for; answers to the others are known and left out.
+    """
     texts: dict[str, str] = {}
     known = {question.id for question in questions}
     assert len(known) == len(questions), "a benchmark names its questions once each"
@@ -115,8 +118,8 @@ def match(questions: Sequence[Question], found: Sequence[Line]) -> Matched:
             texts[line.id] = line.text
     unknown, again, reworded = _by_official_id(questions, others, texts)
     return Matched(
-        answered=[Answered(question=question, text=texts.get(question.id)) for question in questions],
-        missing=[question for question in questions if question.id not in texts],
+        answered=[Answered(question=question, text=texts.get(question.id)) for question in questions[:limit]],
+        missing=[question for question in questions[:limit] if question.id not in texts],
         unknown=unknown,
         duplicates=sorted([*duplicates, *again], key=lambda line: line.number),
         reworded=reworded,

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,7 +64,7 @@ class Job:
         return self.run.protocol.sampling
 
     def folder(self) -> RunFolder:
-        return RunFolder(self.out, self.run, self.questions, self.asked, self.share)
+        return RunFolder(self.out, replace(self.run, asked=len(self.asked)), self.questions, self.asked, self.share)
 
 
 @dataclass(frozen=True, kw_only=True)

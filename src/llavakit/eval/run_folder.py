@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ from llavakit.eval.benchmark import Protocol, Question
 
 ANSWERS, FAILURES, RUN, LEDGER = "answers", "failures", "run.json", "ledger.sqlite"
 _PART = re.compile(r"\.rank-\d+-of-\d+\.jsonl")
+_DOOR = ".settling"
 _TOLD = ("date", "versions", "asked")  # in run.json for people; they may differ
 
 
@@ -145,14 +146,12 @@ class RunFolder:
         self.folder, self.model, self.share = folder, run.model, share
         self.order = [question.id for question in questions]
         self.asked = [question.id for question in asked]
-        self._answers = _Appended(share.file(folder, ANSWERS))
-        try:
-            self._failures = _Appended(share.file(folder, FAILURES), anew=True)
-            self.known = set(_kept(folder))
-        except BaseException:
-            self._answers.close()
-            raise
         self.failed: list[Failure] = []
+        with ExitStack() as opened:
+            self._answers = opened.enter_context(closing(_Appended(share.file(folder, ANSWERS))))
+            self._failures = opened.enter_context(closing(_Appended(share.file(folder, FAILURES), anew=True)))
+            self.known = set(_kept(folder))
+            self._opened = opened.pop_all()
 
     def add(self, rows: Sequence[tuple[Question, str]], *, sync: bool = True) -> None:
         """Answers, on the disk when this returns. One to a question that has one is left out."""
@@ -168,10 +167,13 @@ class RunFolder:
 
     def settle(self) -> bool:
         """Put the files into order if every question is settled and nobody else writes; whether it is so. Ends the appending."""
-        with _one_at_a_time(self.folder / ".settling", self.share):
+        with _one_at_a_time(self.folder / _DOOR, self.share):
             self.close()
             with _others(self.folder) as free:
-                return free and self._ordered()
+                done = free and self._ordered()
+        if done:
+            (self.folder / _DOOR).unlink(missing_ok=True)  # those who wait have it open; what is done twice comes out the same
+        return done
 
     def _ordered(self) -> bool:
         known, failed = _kept(self.folder), _failed(self.folder)
@@ -196,8 +198,7 @@ class RunFolder:
         return [Failure(**json.loads(failed[name])) for name in self.order if name in failed and name not in self.known]
 
     def close(self) -> None:
-        self._answers.close()
-        self._failures.close()
+        self._opened.close()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -284,7 +285,6 @@ def _one_at_a_time(path: Path, share: Share) -> Iterator[None]:
     with path.open("a+b") as file:
         _lock(file, wait=True)
         yield
-        path.unlink(missing_ok=True)  # those who wait have it open; what is done twice comes out the same
 
 
 @contextmanager
