@@ -27,7 +27,6 @@ from llavakit.eval.scienceqa import (
     gold,
     index,
     sentence,
-    share,
     submit,
     tally,
     verdict,
@@ -153,11 +152,11 @@ def test_a_question_of_no_subject_or_grade_is_named(changes: dict[str, Any]) -> 
     assert (caught.value.code, caught.value.where) == ("bad_problem", "problem 7")
 
 
-def test_shares_by_hand() -> None:
-    """Eight of ten: Wilson's interval is 49.0 to 94.3, half of it 22.66."""
-    found = share("NAT", 8, 10)
-    assert (found.value, found.count, found.headline) == (80.0, 10, False)
-    assert found.half_width == pytest.approx(22.66, abs=0.01)
+def test_columns_by_hand() -> None:
+    """Of ten, eight right: Wilson's interval is 49.0 to 94.3, half of it 22.66."""
+    (*_, average) = tally([(gold(problem()), right) for right in [True] * 8 + [False] * 2])
+    assert (average.metric, average.value, average.count, average.headline) == ("Avg", 80.0, 10, True)
+    assert average.half_width == pytest.approx(22.66, abs=0.01)
     marks = [(gold(problem()), True), (gold(problem(hint="H.", image="i.png", grade="grade9")), False), (gold(problem(hint="H.")), True)]
     told = {one.metric: (round(one.value, 2), one.count) for one in tally(marks)}
     assert told == {"NAT": (66.67, 3), "TXT": (50, 2), "IMG": (0, 1), "NO": (100, 1), "G1-6": (100, 2), "G7-12": (0, 1), "Avg": (66.67, 3)}

@@ -19,7 +19,8 @@ from typing import Any
 
 from llavakit.data.scienceqa import Problem, turns
 from llavakit.eval.benchmark import Score
-from llavakit.eval.scienceqa import FAILED, Gold, extract, gold, index, sentence, share, tally
+from llavakit.eval.scienceqa import FAILED, Gold, extract, gold, index, sentence, tally
+from llavakit.eval.shares import mean
 from llavakit.responder import Completer, Ledger, Outcome, Query, Settled, ask_all
 from llavakit.types import Conversation, Message, Sampling, assistant, system, user
 
@@ -114,7 +115,7 @@ def _combined(
     return Combined(
         results={problem.id: result for problem, result in zip(problems, results, strict=True)},
         scores=tally((known, result == known.answer) for known, result in zip(golds, results, strict=True)),
-        either=share("either", sum(any_right), len(any_right)),
+        either=mean("either", any_right),
         asked=asked,
         fell_back=fell_back,
     )

@@ -13,7 +13,6 @@ and written by ``scienceqa_files``.
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from llavakit.data.scienceqa import BARE, LETTERS, Problem, turns
 from llavakit.errors import DataError
 from llavakit.eval import scienceqa_files as files
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Published, Question, Score, Verdict
+from llavakit.eval.shares import mean
 from llavakit.types import Image
 
 FAILED = "FAILED"
@@ -105,14 +105,7 @@ def tally(marks: Iterable[tuple[Gold, bool]], *, headline: str = AVERAGE) -> lis
     """Percent right in each column that has questions, and of all, in the order of the papers' tables."""
     marks = list(marks)
     of = {name: [right for known, right in marks if name in known.columns] for name in COLUMNS} | {AVERAGE: [right for _, right in marks]}
-    return [share(name, sum(rights), len(rights), headline=name == headline) for name, rights in of.items() if rights]
-
-
-def share(metric: str, right: int, count: int, *, headline: bool = False) -> Score:
-    """So many of so many, with half of the 95 % Wilson interval."""
-    p, z = right / count, 1.959964
-    half = z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return Score(metric=metric, value=100 * p, count=count, half_width=100 * half, headline=headline)
+    return [mean(name, rights, headline=name == headline) for name, rights in of.items() if rights]
 
 
 def score(answered: Sequence[Answered]) -> list[Score]:
@@ -123,7 +116,7 @@ def score(answered: Sequence[Answered]) -> list[Score]:
 def score_pictured(answered: Sequence[Answered]) -> list[Score]:
     """The questions with a picture alone: one number, IMG."""
     marks = [_right(one) for one in answered if "IMG" in one.question.truth.columns]
-    return [share("IMG", sum(marks), len(marks), headline=True)] if marks else []
+    return [mean("IMG", marks, headline=True)] if marks else []
 
 
 def verdict(one: Answered) -> Verdict:
