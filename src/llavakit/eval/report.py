@@ -1,0 +1,234 @@
+"""A run beside what was published: how far apart, and whether the two may be compared at all.
+
+    Result(benchmark, protocol, model, facts, scores)
+      --compare(run, protocol)--> Line(score, published, verdict) ...      one run beside the numbers of its protocol
+      --side_by_side(runs)------> a table: one row a metric, one column a run
+      --beside(table, runs)-----> a published table with the runs as its last rows
+
+A verdict is *within*, *above* or *below* the published number's tolerance. It is *not comparable* where the run was asked otherwise than
+the published one (prompt format, aspect, hints, suffix, judge), or only in part; where nobody recorded how, it says what is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llavakit.errors import DataError
+from llavakit.eval.benchmark import Benchmark, Protocol, Published, Score
+from llavakit.eval.published import Column, Table
+
+RUN, SCORES = "run.json", "scores.json"
+ASKED = ("template", "aspect", "suffix", "hints", "max_new_tokens", "temperature", "judge")  # what a Protocol and a run's facts both say
+OTHERS = ("template", "aspect", "judge")  # those that are not ours to choose: the checkpoint's, and whoever judged
+Rows = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One benchmark, asked once."""
+
+    benchmark: str
+    protocol: str
+    model: str
+    scores: tuple[Score, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    "How it was really asked (``ASKED``), when, with what: run.json."
+    name: str = ""
+    "Of its folder."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A score, and one published number of the same metric, if there is one."""
+
+    score: Score
+    published: Published | None = None
+    verdict: str = ""
+    reasons: tuple[str, ...] = ()
+    "Why it is not comparable, or what is not known."
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.published is None else self.score.value - self.published.value
+
+
+def write_scores(folder: Path, scores: Sequence[Score], **facts: Any) -> Path:
+    """Scores beside the answers. ``facts``: what was decided while scoring (``judge``, ``asked``: how many questions were)."""
+    path = folder / SCORES
+    path.write_text(json.dumps({**facts, "scores": [asdict(score) for score in scores]}, indent=1) + "\n", "utf-8")
+    return path
+
+
+def read_result(folder: Path) -> Result:
+    """The run in a folder: run.json and scores.json. Raises DataError where one is missing or is not ours."""
+    run, scored = (_json(folder / name) for name in (RUN, SCORES))
+    try:
+        protocol = run["protocol"]
+        facts = {name: value for name, value in protocol.items() if name in ASKED and name not in OTHERS}
+        facts |= {name: value for name, value in (run | scored).items() if name not in ("protocol", "scores")}
+        return Result(
+            benchmark=run["benchmark"],
+            protocol=protocol["name"],
+            model=run["model"],
+            scores=tuple(Score(**score) for score in scored["scores"]),
+            facts=facts,
+            name=folder.resolve().name,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        remedy = "llava eval writes these files; score the answers again"
+        what = f"{RUN} and {SCORES} do not describe a run ({error!r})"
+        raise DataError(what, code="bad_file", where=str(folder), remedy=remedy) from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        remedy = "name the folder that llava eval wrote; a run without scores is scored first"
+        raise DataError("no such file", code="missing_file", where=str(path), remedy=remedy) from error
+    except ValueError as error:
+        raise DataError("not JSON", code="bad_file", where=str(path), remedy="score the answers again") from error
+
+
+def protocol_of(run: Result, benchmarks: Iterable[Benchmark]) -> Protocol | None:
+    """The protocol that the run names; None where we do not have it."""
+    found = (p for b in benchmarks if b.name == run.benchmark for p in b.protocols if p.name == run.protocol)
+    return next(found, None)
+
+
+def compare(run: Result, protocol: Protocol | None, *, against: Sequence[str] = ()) -> list[Line]:
+    """Every score beside every published number of its metric; ``against``: of these models only."""
+    known = () if protocol is None else protocol.published
+    lines = []
+    for score in run.scores:
+        fitting = [number for number in known if number.metric == score.metric and (not against or number.model in against)]
+        lines += [_line(run, score, number, protocol) for number in fitting] or [Line(score=score)]
+    return lines
+
+
+def _line(run: Result, score: Score, number: Published, protocol: Protocol | None) -> Line:
+    assert protocol is not None
+    differs, unknown = differences(run.facts, protocol)
+    if differs:
+        return Line(score=score, published=number, verdict="not comparable", reasons=tuple(differs))
+    far = round(score.value - number.value, 6)
+    verdict = "within" if abs(far) <= number.tolerance else "above" if far > 0 else "below"
+    reasons = (f"{', '.join(unknown)} not recorded",) if unknown else ()
+    return Line(score=score, published=number, verdict=verdict, reasons=reasons)
+
+
+def differences(facts: Mapping[str, Any], protocol: Protocol) -> tuple[list[str], list[str]]:
+    """How the run was asked otherwise than the protocol says, and what nobody recorded."""
+    differs, unknown = [], []
+    for name in ASKED:
+        wanted, used = getattr(protocol, name, None), facts.get(name)
+        if wanted is None:
+            continue
+        if used is None or (name in OTHERS and not used):
+            unknown += [name] if name in OTHERS else []
+        elif used != wanted:
+            differs.append(f"{name} {_shown(used)}, published with {_shown(wanted)}")
+    asked, whole = facts.get("asked"), facts.get("questions")
+    if asked is not None and whole is not None and asked < whole:
+        differs.append(f"{asked:,} of {whole:,} questions")
+    return differs, unknown
+
+
+def _shown(value: object) -> str:
+    return ("shown" if value else "not shown") if isinstance(value, bool) else repr(value) if value in ("", None) else str(value)
+
+
+def value_of(run: Result, column: Column) -> Score | None:
+    """The run's score that belongs into a column of a published table: its metric, or the headline."""
+    if run.benchmark != column.benchmark or (column.protocol and column.protocol != run.protocol):
+        return None
+    return next((s for s in run.scores if (s.metric == column.metric if column.metric else s.headline)), None)
+
+
+def beside(table: Table, runs: Sequence[Result]) -> Rows:
+    """The published table, header first, then our runs: the scores of one model stand in one row."""
+    rows: Rows = [("model", *(column.name for column in table.columns))]
+    rows += [(row.model, *(_cell(row.cells[c.name].text if c.name in row.cells else None) for c in table.columns)) for row in table.rows]
+    for model in dict.fromkeys(run.model for run in runs):
+        ours = [run for run in runs if run.model == model]
+        found = [next((s for run in ours if (s := value_of(run, column))), None) for column in table.columns]
+        rows.append((f"ours: {model}", *(_cell(s and shown(s)) for s in found)))
+    return rows
+
+
+def side_by_side(runs: Sequence[Result], benchmarks: Iterable[Benchmark] = (), *, against: Sequence[str] = ()) -> Rows:
+    """One row a metric of a protocol, one column a run's model, then the models of ``against`` as they were published."""
+    known, labels = tuple(benchmarks), _labels(runs)
+    rows: Rows = [("benchmark", "protocol", "metric", *dict.fromkeys(labels), *against)]
+    keys = dict.fromkeys((run.benchmark, run.protocol, score.metric) for run in runs for score in run.scores)
+    for benchmark, protocol, metric in keys:
+        here = {(label, s.metric): s for run, label in zip(runs, labels, strict=True) for s in run.scores
+                if (run.benchmark, run.protocol) == (benchmark, protocol)}  # fmt: skip
+        said = [p for b in known if b.name == benchmark for q in b.protocols if q.name == protocol for p in q.published]
+        theirs = [next((p for p in said if (p.model, p.metric) == (model, metric)), None) for model in against]
+        ours = (_cell(s and shown(s)) for label in dict.fromkeys(labels) for s in [here.get((label, metric))])
+        rows.append((benchmark, protocol, metric, *ours, *(_cell(p and f"{p.value:g}") for p in theirs)))
+    return rows
+
+
+def _labels(runs: Sequence[Result]) -> list[str]:
+    """Models, and their folders where one model was asked the same twice."""
+    keys = [(run.model, run.benchmark, run.protocol) for run in runs]
+    twice = {run.model for run, key in zip(runs, keys, strict=True) if keys.count(key) > 1}
+    return [f"{run.model} ({run.name})" if run.model in twice else run.model for run in runs]
+
+
+def detailed(lines: Sequence[Line]) -> Rows:
+    """The lines of one run as a table, header first; a score with many published numbers is written once."""
+    rows: Rows = [("metric", "ours", "published", "model", "difference", "verdict")]
+    last = None
+    for line in lines:
+        name, ours = (line.score.metric, shown(line.score)) if line.score is not last else ("", "")
+        last = line.score
+        if (number := line.published) is None:
+            rows.append((name, ours, "–", "", "", ""))
+            continue
+        why = f" ({'; '.join(line.reasons)})" if line.reasons else ""
+        rows.append((name, ours, f"{number.value:g} ± {number.tolerance:g}", number.model, f"{line.difference:+.1f}", line.verdict + why))
+    return rows
+
+
+def shown(score: Score) -> str:
+    """A number with half of its 95 % interval."""
+    return f"{score.value:.1f}" + ("" if score.half_width is None else f" ± {score.half_width:.1f}")
+
+
+def heading(run: Result, protocol: Protocol | None) -> str:
+    """What a reader must know before the numbers."""
+    used = [f"{name} {_shown(run.facts[name])}" for name in ("template", "aspect", "hints", "judge") if run.facts.get(name) is not None]
+    counted = max((score.count for score in run.scores), default=0)
+    note = f". {protocol.note}" if protocol is not None and protocol.note else ""
+    strange = "" if protocol is not None else " (not a protocol of ours: nothing to compare with)"
+    return f"{run.benchmark}, protocol {run.protocol}{strange}: {', '.join([run.model, *used, f'{counted:,} questions'])}{note}"
+
+
+def markdown(rows: Rows) -> str:
+    """A table of strings as Markdown."""
+    header, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))
+
+
+def record(run: Result, lines: Sequence[Line]) -> dict[str, Any]:
+    """A run and its lines for programs."""
+    scores = []
+    for score in run.scores:
+        beside = [
+            asdict(line.published) | {"difference": line.difference, "verdict": line.verdict, "reasons": list(line.reasons)}
+            for line in lines
+            if line.score is score and line.published is not None
+        ]
+        scores.append(asdict(score) | {"published": beside})
+    return {"benchmark": run.benchmark, "protocol": run.protocol, "model": run.model, "facts": dict(run.facts), "scores": scores}
+
+
+def _cell(text: str | None) -> str:
+    return text or "–"
