@@ -107,6 +107,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path:
         export([run(), run(model="other")], tmp_path)
     with pytest.raises(ConfigError, match="no scores"):
         export([Result(benchmark="textvqa", protocol="p", model="m", scores=())], tmp_path)
+    with pytest.raises(ConfigError, match="no scores"):
+        export([run(value=float("nan"))], tmp_path)
     assert not any(tmp_path.iterdir())
 
 

@@ -115,41 +115,31 @@ def test_what_nobody_recorded_is_said(unknown: object) -> None:
     assert report.compare(run(template=unknown), free, against=["7B"])[0].reasons == ()
 
 
+def test_what_has_no_value_is_not_compared() -> None:
+    (line,) = report.compare(run(float("nan")), PROTOCOL, against=["7B"])
+    assert (line.verdict, line.reasons) == ("not comparable", ("no value",))
+
+
 def test_all_questions_are_no_difference() -> None:
     assert verdicts(run(asked=5000), against=["7B"]) == ["within"]
 
 
-def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write(tmp_path / "a", judge="j", asked=4)
+@pytest.mark.parametrize("facts", [{}, {"judge": "j"}])
+def test_a_run_is_read_as_it_was_written(tmp_path: Path, facts: dict[str, str]) -> None:
+    write(tmp_path / "a", **facts)
     found = report.read_result(tmp_path / "a")
     assert (found.benchmark, found.protocol, found.model, found.name) == ("textvqa", "llava-1.5", "tiny@1f", "a")
     assert found.scores == run().scores
-    assert {name: found.facts[name] for name in ("template", "aspect", "hints", "judge", "asked")} == {
-        "template": "vicuna_v1", "aspect": "", "hints": True, "judge": "j", "asked": 4,
-    }  # fmt: skip
-
-
-def test_the_protocols_judge_is_not_taken_for_the_runs(tmp_path: Path) -> None:
-    write(tmp_path / "a")
-    found = report.read_result(tmp_path / "a")
-    (line,) = report.compare(found, replace(PROTOCOL, judge="gpt-4-0314"), against=["7B"])
-    assert line.reasons == ("aspect, judge not recorded",)
+    assert {name: found.facts[name] for name in ("template", "aspect", "hints")} == {"template": "vicuna_v1", "aspect": None, "hints": True}
+    (line,) = report.compare(found, replace(PROTOCOL, judge="j"), against=["7B"])
+    assert line.reasons == ("aspect not recorded" if facts else "aspect, judge not recorded",)
 
 
 def write(folder: Path, **facts: object) -> None:
     """A run's folder as the harness and the scorer leave it."""
     folder.mkdir()
-    protocol = {
-        "name": "llava-1.5",
-        "template": None,
-        "aspect": None,
-        "suffix": "Short.",
-        "hints": True,
-        "max_new_tokens": 128,
-        "judge": "x",
-    }
-    told = {"benchmark": "textvqa", "protocol": protocol, "questions": 5000, "model": "tiny@1f", "template": "vicuna_v1", "aspect": ""}
-    (folder / report.RUN).write_text(json.dumps(told), "utf-8")
+    told = {"benchmark": "textvqa", "protocol": "llava-1.5", "model": "tiny@1f", "asked": 5000}
+    (folder / report.RUN).write_text(json.dumps(AS_ASKED | told | {"aspect": None}), "utf-8")
     report.write_scores(folder, run().scores, **facts)
 
 
@@ -159,8 +149,9 @@ def write(folder: Path, **facts: object) -> None:
         ("run.json", None, "no such file"),
         ("scores.json", None, "no such file"),
         ("scores.json", "{", "not JSON"),
-        ("scores.json", "[]", "do not describe a run"),
+        ("scores.json", "3", "do not describe a run"),
         ("scores.json", '{"scores": [{"metric": "x"}]}', "do not describe a run"),
+        ("scores.json", '{"scores": [{"metric": "x", "value": "y", "count": 1}]}', "do not describe a run"),
         ("run.json", '{"benchmark": "textvqa"}', "do not describe a run"),
     ],
 )

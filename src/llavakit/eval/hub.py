@@ -10,6 +10,7 @@ as a benchmark and names that task in its ``eval.yaml``; other files are valid a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,8 +150,9 @@ def _check(runs: Sequence[Result], places: Mapping[str, Place]) -> None:
         what = f"the runs are of {len(models)} models: {', '.join(models)}"
         raise ConfigError(what, code="bad_value", where="--hub", remedy="these files belong to one model: export one after the other")
     for run in runs:
-        if run.benchmark not in places or not run.scores:
-            what = f"{run.benchmark} has no data set on the Hub" if run.scores else f"{run.name or run.benchmark} has no scores"
+        scored = bool(run.scores) and math.isfinite(headline(run).value)
+        if run.benchmark not in places or not scored:
+            what = f"{run.benchmark} has no data set on the Hub" if scored else f"{run.name or run.benchmark} has no scores"
             raise ConfigError(what, code="bad_value", where="--hub", remedy="leave this run out")
 
 

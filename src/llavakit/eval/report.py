@@ -12,6 +12,7 @@ the published one (prompt format, aspect, hints, suffix, judge), or only in part
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,31 +58,34 @@ class Line:
 
 
 def write_scores(folder: Path, scores: Sequence[Score], **facts: Any) -> Path:
-    """Scores beside the answers. ``facts``: what was decided while scoring (``judge``, ``asked``: how many questions were)."""
+    """scores.json beside run.json: the scores, and what was decided while scoring (``judge``)."""
     path = folder / SCORES
-    path.write_text(json.dumps({**facts, "scores": [asdict(score) for score in scores]}, indent=1) + "\n", "utf-8")
+    rows = [asdict(score) for score in scores]
+    path.write_text(json.dumps({**facts, "scores": rows} if facts else rows, indent=1) + "\n", "utf-8")
     return path
 
 
 def read_result(folder: Path) -> Result:
     """The run in a folder: run.json and scores.json. Raises DataError where one is missing or is not ours."""
-    run, scored = (_json(folder / name) for name in (RUN, SCORES))
+    facts, scored = (_json(folder / name) for name in (RUN, SCORES))
     try:
-        protocol = run["protocol"]
-        facts = {name: value for name, value in protocol.items() if name in ASKED and name not in OTHERS}
-        facts |= {name: value for name, value in (run | scored).items() if name not in ("protocol", "scores")}
+        scored = {"scores": scored} if isinstance(scored, list) else scored
         return Result(
-            benchmark=run["benchmark"],
-            protocol=protocol["name"],
-            model=run["model"],
-            scores=tuple(Score(**score) for score in scored["scores"]),
-            facts=facts,
+            benchmark=facts["benchmark"],
+            protocol=facts["protocol"],
+            model=facts["model"],
+            scores=tuple(_score(**score) for score in scored["scores"]),
+            facts=facts | {name: value for name, value in scored.items() if name != "scores"},
             name=folder.resolve().name,
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         remedy = "llava eval writes these files; score the answers again"
         what = f"{RUN} and {SCORES} do not describe a run ({error!r})"
         raise DataError(what, code="bad_file", where=str(folder), remedy=remedy) from error
+
+
+def _score(*, value: float, **rest: Any) -> Score:
+    return Score(value=float(value), **rest)
 
 
 def _json(path: Path) -> Any:
@@ -113,6 +117,7 @@ def compare(run: Result, protocol: Protocol | None, *, against: Sequence[str] = 
 def _line(run: Result, score: Score, number: Published, protocol: Protocol | None) -> Line:
     assert protocol is not None
     differs, unknown = differences(run.facts, protocol)
+    differs += [] if math.isfinite(score.value) else ["no value"]
     if differs:
         return Line(score=score, published=number, verdict="not comparable", reasons=tuple(differs))
     far = round(score.value - number.value, 6)
