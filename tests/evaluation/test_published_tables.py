@@ -163,7 +163,7 @@ def test_what_protocols_expect_stands_in_the_tables() -> None:
     """Every expectation of a benchmark is a published cell, so that a number has one origin; of drawn scenes nothing was published."""
     printed = {cell.value for t in tables().values() for row in t.rows for cell in row.cells.values()}
     for benchmark in ALL:
-        for protocol in benchmark.protocols if benchmark.name != "scenes" else ():
+        for protocol in benchmark.protocols if not benchmark.name.startswith("scenes") else ():
             assert {number.value for number in protocol.published} <= printed, (benchmark.name, protocol.name)
 
 

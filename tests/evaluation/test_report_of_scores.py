@@ -185,7 +185,7 @@ def test_a_run_becomes_a_row_of_a_published_table() -> None:
     rows = report.beside(table("in-the-wild"), [wild])
     assert rows[0] == ("model", "conv", "detail", "complex", "all")
     assert rows[3] == ("LLaVA, decoded three times", "57.3 ± 1.9", "52.5 ± 6.3", "81.7 ± 1.8", "67.3 ± 2.0")
-    assert rows[-1] == ("ours: mine", "50.0", "–", "–", "61.2")
+    assert rows[-1] == ("ours: mine, v0", "50.0", "–", "–", "61.2")
     assert len(rows) == 2 + len(table("in-the-wild").rows)
 
 
@@ -195,6 +195,17 @@ def test_the_big_table_takes_runs_of_one_model_into_one_row() -> None:
     rows = report.beside(table("twelve"), [run(), pope])
     found = dict(zip(rows[0], rows[-1], strict=True))
     assert (found["textvqa"], found["pope/adversarial"], found["pope"], found["gqa"]) == ("58.0 ± 1.3", "80.0", "81.0", "–")
+
+
+def test_a_departure_is_marked_in_every_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = run(template="llava_hf")
+    assert report.side_by_side([run(), replace(asked, model="b")], [TEXT])[1][3:] == ("58.0 ± 1.3", "58.0 ± 1.3*")
+    assert "58.0 ± 1.3*" in report.beside(table("twelve"), [asked], [TEXT])[-1]
+    assert "58.0 ± 1.3" in report.beside(table("twelve"), [run()], [TEXT])[-1]
+    monkeypatch.setattr("llavakit.eval.benchmarks.ALL", (replace(TEXT, protocols=(replace(PROTOCOL, suffix="Long."),)),))
+    write(tmp_path / "a")
+    results(runs=[tmp_path / "a"], table="twelve")
+    assert "* tiny@1f, textvqa: suffix Short., published with Long." in capsys.readouterr().out
 
 
 def test_tables_are_rectangles() -> None:
@@ -233,9 +244,14 @@ def test_the_command_prints_tables_and_objects(tmp_path: Path, capsys: pytest.Ca
     (found,) = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in found["scores"][0]["published"]] == ["13B"]
     results(runs=[tmp_path / "a"], table="twelve", markdown=True)
-    assert "| ours: tiny@1f |" in capsys.readouterr().out
+    assert "| ours: tiny@1f, llava-1.5 |" in capsys.readouterr().out
     results(runs=[tmp_path / "a", tmp_path / "a"])
     assert "side by side" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    results(runs=[tmp_path / "a"], against=["7B"])
+    shown = capsys.readouterr().out
+    assert "58.0 ± 1.3" in shown
+    assert "| accuracy" not in shown
 
 
 def test_the_page_of_protocols_says_everything() -> None:

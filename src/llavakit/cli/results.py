@@ -21,6 +21,7 @@ EXAMPLES = """Examples:
   llava eval report runs/llava-bench --table in-the-wild      (as a row of a published table)
   llava eval report runs/* --hub runs/finetune                (.eval_results/*.yaml for the model's repository)
 """
+WORDS = ("protocol", "metric", "model", "verdict")  # columns of words; numbers stand to the right
 
 
 def results(
@@ -61,23 +62,25 @@ def _as_json(runs: list[Result], against: list[str] | tuple[str, ...]) -> None:
 def _show(runs: list[Result], against: list[str] | tuple[str, ...], name: str | None, *, plain: bool) -> None:
     from llavakit.eval.benchmarks import ALL
     from llavakit.eval.published import table
-    from llavakit.eval.report import beside, compare, detailed, heading, protocol_of, side_by_side
+    from llavakit.eval.report import beside, compare, departures, detailed, heading, protocol_of, side_by_side
 
-    if name is not None:
-        published = table(name)
-        _print(f"{published.title} ({published.unit})", beside(published, runs), plain=plain)
-        return
-    if len(runs) > 1:
-        _print("side by side", side_by_side(runs, ALL, against=against), plain=plain)
-    for run in runs:
-        protocol = protocol_of(run, ALL)
-        _print(heading(run, protocol), detailed(compare(run, protocol, against=against)), plain=plain)
+    if name is not None or len(runs) > 1:
+        rows = side_by_side(runs, ALL, against=against) if name is None else beside(table(name), runs, ALL)
+        _print("side by side" if name is None else f"{table(name).title} ({table(name).unit})", rows, plain=plain)
+        for run in runs:
+            if found := departures(run, ALL):
+                print(f"* {run.model}, {run.benchmark}: {'; '.join(found)}\n")
+    if name is None:
+        for run in runs:
+            protocol = protocol_of(run, ALL)
+            _print(heading(run, protocol), detailed(compare(run, protocol, against=against)), plain=plain)
 
 
 def _print(title: str, rows: Rows, *, plain: bool) -> None:
+    """A table for a terminal; Markdown for everything else, whose lines have no width."""
     from llavakit.eval.report import markdown
 
-    if plain:
+    if plain or not sys.stdout.isatty():
         print(f"{title}\n\n{markdown(rows)}\n")
         return
     from rich import box
@@ -85,7 +88,7 @@ def _print(title: str, rows: Rows, *, plain: bool) -> None:
 
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for number, name in enumerate(rows[0]):
-        shown.add_column(name, justify="left" if number == 0 or name in ("protocol", "metric", "model", "verdict") else "right")
+        shown.add_column(name, justify="left" if number == 0 or name in WORDS else "right")
     for row in rows[1:]:
         shown.add_row(*row)
     terminal.out().print(shown)

@@ -25,6 +25,7 @@ from llavakit.eval.published import Column, Table
 RUN, SCORES = "run.json", "scores.json"
 ASKED = ("template", "aspect", "suffix", "hints", "max_new_tokens", "temperature", "judge")  # what a Protocol and a run's facts both say
 OTHERS = ("template", "aspect", "judge")  # those that are not ours to choose: the checkpoint's, and whoever judged
+NONE = "–"
 Rows = list[tuple[str, ...]]
 
 
@@ -154,14 +155,15 @@ def value_of(run: Result, column: Column) -> Score | None:
     return next((s for s in run.scores if (s.metric == column.metric if column.metric else s.headline)), None)
 
 
-def beside(table: Table, runs: Sequence[Result]) -> Rows:
-    """The published table, header first, then our runs: the scores of one model stand in one row."""
+def beside(table: Table, runs: Sequence[Result], benchmarks: Iterable[Benchmark] = ()) -> Rows:
+    """The published table, header first, then our runs: the scores of one model under one protocol stand in one row."""
+    known = tuple(benchmarks)
     rows: Rows = [("model", *(column.name for column in table.columns))]
-    rows += [(row.model, *(_cell(row.cells[c.name].text if c.name in row.cells else None) for c in table.columns)) for row in table.rows]
-    for model in dict.fromkeys(run.model for run in runs):
-        ours = [run for run in runs if run.model == model]
-        found = [next((s for run in ours if (s := value_of(run, column))), None) for column in table.columns]
-        rows.append((f"ours: {model}", *(_cell(s and shown(s)) for s in found)))
+    rows += [(row.model, *(row.cells[c.name].text if c.name in row.cells else NONE for c in table.columns)) for row in table.rows]
+    for model, protocol in dict.fromkeys((run.model, run.protocol) for run in runs):
+        ours = [run for run in runs if (run.model, run.protocol) == (model, protocol)]
+        found = ([_marked(run, s, known) for run in ours if (s := value_of(run, column))] for column in table.columns)
+        rows.append((f"ours: {model}, {protocol}", *(cells[0] if cells else NONE for cells in found)))
     return rows
 
 
@@ -169,15 +171,28 @@ def side_by_side(runs: Sequence[Result], benchmarks: Iterable[Benchmark] = (), *
     """One row a metric of a protocol, one column a run's model, then the models of ``against`` as they were published."""
     known, labels = tuple(benchmarks), _labels(runs)
     rows: Rows = [("benchmark", "protocol", "metric", *dict.fromkeys(labels), *against)]
-    keys = dict.fromkeys((run.benchmark, run.protocol, score.metric) for run in runs for score in run.scores)
-    for benchmark, protocol, metric in keys:
-        here = {(label, s.metric): s for run, label in zip(runs, labels, strict=True) for s in run.scores
-                if (run.benchmark, run.protocol) == (benchmark, protocol)}  # fmt: skip
-        said = [p for b in known if b.name == benchmark for q in b.protocols if q.name == protocol for p in q.published]
-        theirs = [next((p for p in said if (p.model, p.metric) == (model, metric)), None) for model in against]
-        ours = (_cell(s and shown(s)) for label in dict.fromkeys(labels) for s in [here.get((label, metric))])
-        rows.append((benchmark, protocol, metric, *ours, *(_cell(p and f"{p.value:g}") for p in theirs)))
+    for benchmark, protocol, metric in dict.fromkeys((run.benchmark, run.protocol, s.metric) for run in runs for s in run.scores):
+        ours = {
+            label: _marked(run, score, known)
+            for run, label in zip(runs, labels, strict=True)
+            for score in run.scores
+            if (run.benchmark, run.protocol, score.metric) == (benchmark, protocol, metric)
+        }
+        ways = (way for b in known if b.name == benchmark for way in b.protocols if way.name == protocol)
+        theirs = {number.model: f"{number.value:g}" for way in ways for number in way.published if number.metric == metric}
+        cells = (*(ours.get(label, NONE) for label in dict.fromkeys(labels)), *(theirs.get(model, NONE) for model in against))
+        rows.append((benchmark, protocol, metric, *cells))
     return rows
+
+
+def _marked(run: Result, score: Score, benchmarks: Sequence[Benchmark]) -> str:
+    return shown(score) + ("*" if departures(run, benchmarks) else "")
+
+
+def departures(run: Result, benchmarks: Iterable[Benchmark]) -> list[str]:
+    """How the run was asked otherwise than its protocol says; what stands in tables with a star."""
+    protocol = protocol_of(run, benchmarks)
+    return [] if protocol is None else differences(run.facts, protocol)[0]
 
 
 def _labels(runs: Sequence[Result]) -> list[str]:
@@ -195,7 +210,7 @@ def detailed(lines: Sequence[Line]) -> Rows:
         name, ours = (line.score.metric, shown(line.score)) if line.score is not last else ("", "")
         last = line.score
         if (number := line.published) is None:
-            rows.append((name, ours, "–", "", "", ""))
+            rows.append((name, ours, NONE, "", "", ""))
             continue
         why = f" ({'; '.join(line.reasons)})" if line.reasons else ""
         rows.append((name, ours, f"{number.value:g} ± {number.tolerance:g}", number.model, f"{line.difference:+.1f}", line.verdict + why))
@@ -233,7 +248,3 @@ def record(run: Result, lines: Sequence[Line]) -> dict[str, Any]:
         ]
         scores.append(asdict(score) | {"published": beside})
     return {"benchmark": run.benchmark, "protocol": run.protocol, "model": run.model, "facts": dict(run.facts), "scores": scores}
-
-
-def _cell(text: str | None) -> str:
-    return text or "–"
