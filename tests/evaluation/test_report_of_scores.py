@@ -15,6 +15,7 @@ from llavakit.cli.results import results
 from llavakit.errors import DataError
 from llavakit.eval import report
 from llavakit.eval.benchmark import Benchmark, Protocol, Published, Question, Score
+from llavakit.eval.benchmarks import ALL
 from llavakit.eval.protocols import page
 from llavakit.eval.published import table
 from llavakit.eval.report import Result, Rows
@@ -271,3 +272,9 @@ def test_the_page_of_protocols_says_everything() -> None:
         assert word in said
     assert "| llava-1.5 | accuracy | 7B **58.2**; 13B **61.3** | 0.5 | paper |" in said
     assert "nowhere yet" in said
+
+
+@pytest.mark.skipif(not ALL, reason="eval/benchmarks.py lists no benchmark yet")
+def test_the_page_of_protocols_is_that_of_the_benchmarks() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "evaluate-protocols.md"
+    assert docs.read_text("utf-8") == page(ALL), "python dev/write_protocols.py"

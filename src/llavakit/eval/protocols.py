@@ -15,7 +15,7 @@ who is followed in scoring and where we depart from them, and what was published
 
 Written by `python dev/write_protocols.py` from the values in `src/llavakit/eval/`; a test holds it to them.
 """
-COLUMNS = ("protocol", "prompt format", "aspect", "after the question", "hints", "longest reply", "judge")
+COLUMNS = ("protocol", "prompt format", "aspect", "after the question", "hints", "reply", "judge")
 
 
 def page(benchmarks: Sequence[Benchmark]) -> str:
@@ -41,8 +41,9 @@ def section(benchmark: Benchmark) -> Iterator[str]:
 def _asked(protocol: Protocol) -> tuple[str, ...]:
     suffix = "<br>".join(f"`{line}`" for line in protocol.suffix.splitlines())
     hints = "shown" if protocol.hints else ""
-    blank = (protocol.template or "", protocol.aspect or "", suffix, hints, f"{protocol.max_new_tokens} tokens", protocol.judge or "")
-    return (f"`{protocol.name}`", *blank)
+    temperature = protocol.sampling.temperature
+    reply = f"{protocol.max_new_tokens} tokens, {f'temperature {temperature:g}' if temperature else 'greedy'}"
+    return (f"`{protocol.name}`", protocol.template or "", protocol.aspect or "", suffix, hints, reply, protocol.judge or "")
 
 
 def _expected(protocol: Protocol) -> Iterator[tuple[str, ...]]:
