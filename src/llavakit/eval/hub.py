@@ -99,9 +99,8 @@ def notes(run: Result, score: Score) -> str:
     facts = [f"{name} {run.facts[name]}" for name in ("template", "aspect", "judge") if run.facts.get(name)]
     facts += ["OCR hints shown"] if run.facts.get("hints") else []
     interval = [] if score.half_width is None else [f"± {score.half_width:.2f} (95 %)"]
-    return "; ".join(
-        [f"{score.metric}", f"protocol {run.protocol}", *facts, f"{score.count:,} questions", *interval, f"llavakit {__version__}"]
-    )
+    told = [score.metric, f"protocol {run.protocol}", *facts, f"{score.count:,} questions", *interval, f"llavakit {__version__}"]
+    return " ".join("; ".join(told).split())  # also without the rarer line ends, which YAML's readers and writers take differently
 
 
 def entries(runs: Sequence[Result], *, source: str | None = None, places: Mapping[str, Place] = PLACES) -> list[Any]:

@@ -159,7 +159,11 @@ def _cells(words: Mapping[str, str]) -> Iterator[tuple[str, Cell]]:
             found = _CELL.fullmatch(text)
             assert found, f"published.md: {text!r} is no number"
             value, spread, delta = found.groups()
-            yield name, Cell(text, float(value), spread and float(spread), delta and float(delta.replace("−", "-")))
+            yield name, Cell(text, float(value), _number(spread), _number(delta))
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text.replace("−", "-"))
 
 
 def _split(line: str) -> list[str]:

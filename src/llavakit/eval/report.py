@@ -244,7 +244,7 @@ def record(run: Result, lines: Sequence[Line]) -> dict[str, Any]:
         beside = [
             asdict(line.published) | {"difference": line.difference, "verdict": line.verdict, "reasons": list(line.reasons)}
             for line in lines
-            if line.score is score and line.published is not None
+            if line.score == score and line.published is not None
         ]
         scores.append(asdict(score) | {"published": beside})
     return {"benchmark": run.benchmark, "protocol": run.protocol, "model": run.model, "facts": dict(run.facts), "scores": scores}
