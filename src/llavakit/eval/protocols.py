@@ -60,7 +60,7 @@ def _number(published: Published) -> str:
 
 def _scored(benchmark: Benchmark) -> str:
     ways = ["here"] if benchmark.score else []
-    ways += ["by the official server, from the file that `--submit` writes"] if benchmark.submit else []
+    ways += ["by the official server, from the upload written beside the answers"] if benchmark.submit else []
     return " or ".join(ways) + "." if ways else "nowhere yet."
 
 
