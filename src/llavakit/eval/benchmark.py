@@ -77,7 +77,7 @@ class Question:
     "Fields that the official answer file wants beside the text (MMBench: round_id, options, option_char)."
     system: str | None = None
     row: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
-    "Columns of the official file that the official upload repeats (MMBench); never shown, never written with the answer."
+    "Of the official row, what scorer or upload need besides (MMBench: columns that the upload repeats); not written with the answer."
 
     def conversation(self) -> Conversation:
         """The open conversation: picture first, then the prompt on its own line (spec 6.1)."""

@@ -107,7 +107,7 @@ POPE = Benchmark(
     needs="coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json (also in coco/), the pictures of COCO in val2014/;"
     " LLaVA's llava_pope_test.jsonl is used if it is there",
     reference="llava/eval/eval_pope.py of haotian-liu/LLaVA, which is POPE's evaluate.py split by split. Departures: labels are found by"
-    " id, picture and wording, not by order; a missing answer is wrong where there it moves all later ones up; 0 / 0 is 0 where there it stops",
+    " id, picture and wording, not by order; a missing answer is wrong where there it moves all later ones up; 0 / 0 is 0",
     protocols=(
         Protocol(
             name="llava-1.5",
