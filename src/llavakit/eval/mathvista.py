@@ -24,7 +24,7 @@ from llavakit.eval import shares
 from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS
 from llavakit.eval.edit_distance import distance
-from llavakit.eval.mathvista_asking import EXAMPLES, hint, query
+from llavakit.eval.mathvista_asking import EXAMPLES, NO_ANSWER, hint, query
 from llavakit.eval.official import BLOG, ZOO, Row, printed, read_object, read_parquet, seek, unique
 from llavakit.responder import Completer, Ledger, Limits, Outcome, Query, ask_all, settled
 from llavakit.types import Conversation, Image, Sampling
@@ -33,7 +33,6 @@ CHOICE = "multi_choice"
 SHORT_PROMPT = "short-prompt"
 GROUPS = ("language", "source", "category", "task", "context", "grade", "skills")
 _SAMPLING = Sampling(max_new_tokens=256)
-_LIMITS = Limits()
 _QUOTED = re.compile(r'The answer is "(.*)"\.')
 _LETTER = re.compile(r"\(([a-zA-Z])\)")
 
@@ -141,18 +140,19 @@ def unread(answered: Iterable[Answered]) -> Iterator[Answered]:
     return (one for one in answered if quick((one.text or "").strip(), one.question.truth) is None)
 
 
-def extract(answered: Sequence[Answered], judge: Completer, ledger: Ledger, *, limits: Limits = _LIMITS) -> Outcome:
+def extract(answered: Sequence[Answered], judge: Completer, ledger: Ledger, *, limits: Limits | None = None) -> Outcome:
     """Ask the judge about every reply that rules cannot read and the ledger does not know."""
-    return ask_all([extraction_query(one) for one in unread(answered)], judge, ledger, limits=limits)
+    return ask_all([extraction_query(one) for one in unread(answered)], judge, ledger, limits=limits or Limits())
 
 
-def judged(answered: Sequence[Answered], judge: str, ledger: Ledger, *, again: int = _LIMITS.again) -> dict[str, str]:
+def judged(answered: Sequence[Answered], judge: str, ledger: Ledger, *, again: int = Limits.again) -> dict[str, str]:
     """id of a question -> the answer that the judge took out, as far as the ledger knows; ``judge`` is the completer's name."""
     found = {}
     for one in unread(answered):
         done = settled(extraction_query(one), judge, ledger, again=again)
         if done is not None and done.accepted is not None:
-            found[one.question.id] = done.accepted.text.strip()
+            text = done.accepted.text.strip()
+            found[one.question.id] = "" if text.lower() == NO_ANSWER else text
     return found
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from llavakit.eval.benchmark import LETTER
 from llavakit.eval.choices import lettered
 
+NO_ANSWER = "no answer"  # what a judge writes for a reply without one: an empty line would be asked for again
 _HINTS = {  # answer type, precision -> the hint, its short form
     ("text", None): ("and provide the correct option letter, e.g., A, B, C, D, at the end.", LETTER),
     ("integer", None): (
@@ -61,7 +62,7 @@ EXAMPLES = "\n\n".join(
     (
         "Below are questions, each with a model's response and the answer that the response comes to. Look at the examples, then do the"
         " same for the last one: write the answer alone, in the form that its hint asks for, and nothing else. If the response comes to no"
-        " answer, write nothing.",
+        f" answer, write {NO_ANSWER}.",
         _example("integer", None, "How many triangles are there?", "I count two small ones and one around them, so there are 3.", "3"),
         _example("float", 1, "Which share of the circle is shaded?", "Half of it is shaded, that is 0.5 of the circle.", "0.5"),
         _example("float", 2, "What do the pen and the ruler cost together?", "Together they cost $0.75 + $1.50 = $2.25.", "2.25"),

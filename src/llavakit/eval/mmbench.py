@@ -11,6 +11,7 @@ options are moved here, as LLaVA's runner does, and rows that are already moved 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,6 +30,7 @@ ALL_ROUNDS = "all-rounds"
 LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")  # of the upload
 PREDICTION_AT = 6  # the column of the upload that is ours
 _CELL = 32_767  # characters that a cell of a spreadsheet holds
+_NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # spreadsheets are XML
 _OPTIONS = "ABCD"
 _SHORTEST_PICTURE = 64  # a cell with fewer characters names the row that has the picture
 _ABSENT = {  # what pandas reads as no value
@@ -149,7 +151,6 @@ def submit(answered: Sequence[Answered], folder: Path) -> Path:
     """
     try:
         from openpyxl import Workbook
-        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError as error:
         raise MissingExtraError("spreadsheets need openpyxl", code="missing_extra", remedy="pip install 'llavakit[eval]'") from error
     book = Workbook()
@@ -163,7 +164,7 @@ def submit(answered: Sequence[Answered], folder: Path) -> Path:
             value = values[name]
             cell = sheet.cell(place, column)
             if isinstance(value, str):
-                cell.value = ILLEGAL_CHARACTERS_RE.sub("", value)[:_CELL]
+                cell.value = _NO_XML.sub("", value)[:_CELL]
                 cell.data_type = "s"
             else:
                 cell.value = value
