@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import openpyxl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavakit.errors import DataError
+from llavakit.errors import DataError, MissingExtraError
 from llavakit.eval import mmbench, seed
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score
 from llavakit.eval.choices import LETTERS, absent, circular, infer, infer_llava, lettered, rotated, seed_score, until_absent
@@ -240,13 +240,23 @@ def test_a_short_cell_names_the_row_with_the_picture(tmp_path: Path) -> None:
     assert asked[0].image is asked[1].image
 
 
+def sheet_of(answered: Sequence[Answered], folder: Path) -> Any:
+    """The upload, read back."""
+    openpyxl = pytest.importorskip("openpyxl", reason="the optional openpyxl package is not installed (pip install 'llavakit[eval]')")
+    return openpyxl.load_workbook(mmbench.submit(answered, folder)).active
+
+
+def test_without_openpyxl_the_upload_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(MissingExtraError, match=r"llavakit\[eval\]"):
+        mmbench.submit(answers(ask(table(tmp_path / "any.tsv", [row(1)])), {}), tmp_path)
+
+
 def test_the_upload_has_exactly_the_columns_of_the_server(tmp_path: Path) -> None:
     odd = {"1": "=1+1", "2": "#N/A", "3": "12", "4": "a\x00b\ufffe" + "x" * 40_000, "5": "狗\n\"'"}
     rows = [row(n, A="=cat", B="7", D="None" if n == 1 else "bee") for n in range(1, 7)]
     asked = ask(table(tmp_path / "any.tsv", rows))
-    path = mmbench.submit(answers(asked, odd), tmp_path / "out")
-    sheet = openpyxl.load_workbook(path).active
-    assert sheet is not None
+    sheet = sheet_of(answers(asked, odd), tmp_path / "out")
     written = list(sheet.iter_rows(values_only=True))
     assert written[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
     assert written[1] == (1, "Which?", "=cat", "7", "owl", None, "=1+1", "B", "dev")
@@ -261,9 +271,7 @@ def test_the_upload_has_exactly_the_columns_of_the_server(tmp_path: Path) -> Non
 
 def test_of_several_rounds_the_first_is_handed_in(tmp_path: Path) -> None:
     asked = ask(table(tmp_path / "any.tsv", [row(5)]), mmbench.ALL_ROUNDS)
-    path = mmbench.submit(answers(asked, {"5-0": "B", "5-1": "A", "5-2": "C"}), tmp_path)
-    sheet = openpyxl.load_workbook(path).active
-    assert sheet is not None
+    sheet = sheet_of(answers(asked, {"5-0": "B", "5-1": "A", "5-2": "C"}), tmp_path)
     assert [line[6] for line in sheet.iter_rows(values_only=True)] == ["prediction", "B"]
 
 

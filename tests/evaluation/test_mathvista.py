@@ -198,8 +198,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_the_parquet_files_of_the_hub_are_the_same_questions(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow", reason="the optional pyarrow package is not installed (pip install 'llavakit[eval]')")
+    import pyarrow.parquet as parquet
+
     (tmp_path / "data").mkdir()
     row = RECORD | {"pid": "1", "decoded_image": {"bytes": b"\x89PNG", "path": None}, "query": "So they ask."}
     parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / "data" / "testmini-00000-of-00001.parquet")

@@ -212,8 +212,9 @@ def test_faults_of_mmmu_are_told(tmp_path: Path, fault: dict[str, Any], what: st
 
 
 def test_mmmu_reads_the_files_of_the_hub(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow", reason="the optional pyarrow package is not installed (pip install 'llavakit[eval]')")
+    import pyarrow.parquet as parquet
+
     (tmp_path / "Art").mkdir()
     row = CHOOSE | {"image_1": {"bytes": b"\x89PNG", "path": None}}
     parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / "Art" / "validation-00000-of-00001.parquet")
@@ -258,8 +259,9 @@ def test_ai2d_asks_its_test_split(tmp_path: Path) -> None:
 
 
 def test_ai2d_reads_the_files_of_the_hub(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow", reason="the optional pyarrow package is not installed (pip install 'llavakit[eval]')")
+    import pyarrow.parquet as parquet
+
     with pytest.raises(DataError, match="no questions/"):
         ai2d.questions(tmp_path, protocol(ai2d.AI2D, "llava-1.5"))
     row = {"question": "What eats?", "options": ["hen", "fox"], "answer": "1", "image": {"bytes": b"\x89PNG", "path": None}}

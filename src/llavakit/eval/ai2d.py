@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llavakit.errors import DataError
-from llavakit.eval import shares
+from llavakit.eval import intervals
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS, lettered
-from llavakit.eval.official import MAY, Row, asked, find, printed, read_object, read_parquet, read_text, seek, unique
+from llavakit.eval.rows import MAY, Row, asked, find, printed, read_object, read_parquet, read_text, seek, unique
 from llavakit.types import Image
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -74,7 +74,7 @@ def _tables(folder: Path) -> Iterator[_Read]:
 
 
 def scores(answered: Sequence[Answered]) -> list[Score]:
-    return [shares.of_hits("accuracy", [_right(one) for one in answered], headline=True)] if answered else []
+    return [intervals.of_hits("accuracy", [_right(one) for one in answered], headline=True)] if answered else []
 
 
 def verdict(answered: Answered) -> Verdict:

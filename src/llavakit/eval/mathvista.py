@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import DataError
-from llavakit.eval import shares
+from llavakit.eval import intervals
 from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS
 from llavakit.eval.edit_distance import distance
 from llavakit.eval.mathvista_asking import EXAMPLES, NO_ANSWER, hint, query
-from llavakit.eval.official import BLOG, ZOO, Row, printed, read_object, read_parquet, seek, unique
+from llavakit.eval.rows import BLOG, ZOO, Row, printed, read_object, read_parquet, seek, unique
 from llavakit.responder import Completer, Ledger, Limits, Outcome, Query, ask_all, settled
 from llavakit.types import Conversation, Image, Sampling
 
@@ -116,8 +116,8 @@ def scores(answered: Sequence[Answered], judged: Mapping[str, str] = {}, *, empt
         read.append(one.question.id in judged or quick((one.text or "").strip(), problem) is not None)
         for key, value in (("question_type", problem.question_type), ("answer_type", problem.answer_type), *problem.groups):
             hits[f"{key}: {value}"].append(every[-1])
-    found = [shares.of_hits("accuracy", every, headline=True), shares.of_hits("read", read)]
-    return found + [shares.of_hits(name, of) for name, of in sorted(hits.items())]
+    found = [intervals.of_hits("accuracy", every, headline=True), intervals.of_hits("read", read)]
+    return found + [intervals.of_hits(name, of) for name, of in sorted(hits.items())]
 
 
 def verdict(answered: Answered) -> Verdict:

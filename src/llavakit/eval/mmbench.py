@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import DataError, MissingExtraError
-from llavakit.eval import shares
+from llavakit.eval import intervals
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS, SHIFT, absent, circular, infer, lettered, rotated, until_absent
-from llavakit.eval.official import PAPER, ZOO, Row, asked, decoded, number, printed, read_table, seek, unique
+from llavakit.eval.rows import PAPER, ZOO, Row, asked, decoded, number, printed, read_table, seek, unique
 from llavakit.types import Image
 
 LETTER_CN = "请直接回答选项字母。"
@@ -133,9 +133,9 @@ def scores(answered: Sequence[Answered], *, how: Infer = infer) -> list[Score]:
         for name in filter(None, (ability, category)):
             by_name[name].append(right[int(question.given)])
     return [
-        shares.of_hits("circular", list(right.values()), headline=True),
-        shares.of_hits("single", [hit for _, hit in firsts]),
-        *(shares.of_hits(name, hits) for name, hits in by_name.items()),
+        intervals.of_hits("circular", list(right.values()), headline=True),
+        intervals.of_hits("single", [hit for _, hit in firsts]),
+        *(intervals.of_hits(name, hits) for name, hits in by_name.items()),
     ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llavakit.errors import DataError
 from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question
-from llavakit.eval.official import MAY, PAPER, ZOO, Row, asked, find, printed, read_lines, read_text, seek
+from llavakit.eval.rows import MAY, PAPER, ZOO, Row, asked, find, printed, read_lines, read_text, seek
 from llavakit.eval.yes_no import COGNITION, PERCEPTION, PLEASE, mme_key, mme_scores, mme_verdict
 from llavakit.types import Image
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import DataError
-from llavakit.eval import shares
+from llavakit.eval import intervals
 from llavakit.eval.benchmark import LETTER, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS, lettered
-from llavakit.eval.official import BLOG, ZOO, Row, printed, read_json, read_lines, read_parquet, seek, unique
+from llavakit.eval.rows import BLOG, ZOO, Row, printed, read_json, read_lines, read_parquet, seek, unique
 from llavakit.types import Image
 
 DISCIPLINES: Mapping[str, tuple[str, ...]] = {
@@ -192,11 +192,11 @@ def scores(answered: Sequence[Answered], *, guess: random.Random | None = None) 
         hits[one.question.category].append(right(one, guess=guess))
     if not hits:
         return []
-    found = [shares.of_hits("accuracy", [hit for of in hits.values() for hit in of], headline=True)]
+    found = [intervals.of_hits("accuracy", [hit for of in hits.values() for hit in of], headline=True)]
     for discipline, subjects in DISCIPLINES.items():
         together = [hit for subject in subjects for hit in hits.get(subject, ())]
-        found += [shares.of_hits(discipline, together)] if together else []
-    return found + [shares.of_hits(subject, of) for subject, of in hits.items()]
+        found += [intervals.of_hits(discipline, together)] if together else []
+    return found + [intervals.of_hits(subject, of) for subject, of in hits.items()]
 
 
 def verdict(answered: Answered) -> Verdict:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llavakit.eval.benchmark import SHORT, Benchmark, Protocol, Question
-from llavakit.eval.official import PAPER, ZOO, Row, asked, find, printed, read_lines, seek, unique
+from llavakit.eval.rows import PAPER, ZOO, Row, asked, find, printed, read_lines, seek, unique
 from llavakit.eval.yes_no import SPLITS, pope_scores, pope_verdict
 from llavakit.types import Image
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import DataError
-from llavakit.eval import shares
+from llavakit.eval import intervals
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import lettered
-from llavakit.eval.official import ANEW, PAPER, ZOO, Row, asked, number, printed, read_lines, read_object, seek, unique
+from llavakit.eval.rows import ANEW, PAPER, ZOO, Row, asked, number, printed, read_lines, read_object, seek, unique
 from llavakit.types import Image
 
 _FRAMES = {10: "task10/ssv2_8_frame", 11: "task11/kitchen_8_frame", 12: "task12/breakfast_8_frame"}
@@ -105,8 +105,8 @@ def scores(answered: Sequence[Answered]) -> list[Score]:
             for metric in ("all", data, name):
                 hits[metric].append(one.text == one.question.truth)
     names = [name for name in ("all", "image", "video") if name in hits]
-    return [shares.of_hits(name, hits.pop(name), headline=name == "all") for name in names] + [
-        shares.of_hits(*item) for item in hits.items()
+    return [intervals.of_hits(name, hits.pop(name), headline=name == "all") for name in names] + [
+        intervals.of_hits(*item) for item in hits.items()
     ]
 
 

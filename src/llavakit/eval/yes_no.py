@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llavakit.eval import shares
+from llavakit.eval import intervals
 from llavakit.eval.benchmark import SHORT, Answered, Score, Verdict
 
 SPLITS = ("random", "popular", "adversarial")
@@ -81,7 +81,7 @@ class Counts:
         trials = self.tp + self.fp + self.fn
         if not trials:
             return None
-        low, high = shares.wilson(self.tp, trials)
+        low, high = intervals.wilson(self.tp, trials)
         return 50 * (2 * high / (1 + high) - 2 * low / (1 + low))
 
 
@@ -109,7 +109,7 @@ def pope_scores(answered: Sequence[Answered]) -> list[Score]:
         return []
     whole = set(counts) == set(SPLITS)
     total = sum(c.total for c in counts.values())
-    halves = shares.of_sum([c.f1_half_width for c in counts.values()])
+    halves = intervals.of_sum([c.f1_half_width for c in counts.values()])
     name = "f1" if whole else f"f1 of {', '.join(counts)}"
     mean = sum(c.f1 for c in counts.values()) / len(counts)
     scores = [
@@ -117,7 +117,7 @@ def pope_scores(answered: Sequence[Answered]) -> list[Score]:
         *(Score(metric=split, value=c.f1, count=c.total, half_width=c.f1_half_width) for split, c in counts.items()),
     ]
     for part in ("accuracy", "precision", "recall", "yes ratio"):
-        split_scores = [shares.share(f"{split} {part}", *c.parts[part]) for split, c in counts.items()]
+        split_scores = [intervals.share(f"{split} {part}", *c.parts[part]) for split, c in counts.items()]
         scores += [Score(metric=part, value=sum(s.value for s in split_scores) / len(counts), count=total), *split_scores]
     return scores
 
@@ -177,7 +177,7 @@ def mme_score(rows: Iterable[tuple[str, str, str | None]]) -> Subtask:
         pictures=pictures,
         other=said.count("other"),
         missing=said.count("missing"),
-        half_width=shares.of_mean([100 * sum(of) / len(of) + 100 * all(of) for of in hits.values()]),
+        half_width=intervals.of_mean([100 * sum(of) / len(of) + 100 * all(of) for of in hits.values()]),
     )
 
 
@@ -192,7 +192,7 @@ def mme_scores(answered: Sequence[Answered]) -> list[Score]:
         if found:
             whole = len(found) == len(names)
             metric = total if whole else f"{total} ({len(found)} of {len(names)} subtasks)"
-            half, count = shares.of_sum([task.half_width for task in found]), sum(task.questions for task in found)
+            half, count = intervals.of_sum([task.half_width for task in found]), sum(task.questions for task in found)
             value = sum(task.score for task in found)
             scores.append(Score(metric=metric, value=value, count=count, half_width=half, headline=whole and total == "perception"))
     for name, task in tasks.items():

@@ -147,7 +147,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise MissingExtraError("parquet needs pyarrow", code="missing_extra", remedy="pip install 'llavakit[data]'") from error
+        raise MissingExtraError("parquet needs pyarrow", code="missing_extra", remedy="pip install 'llavakit[eval]'") from error
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
