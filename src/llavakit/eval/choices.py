@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from string import ascii_uppercase as LETTERS
+from string import ascii_uppercase
 from typing import Any, TypeVar
 
+LETTERS = ascii_uppercase
 SHIFT = 1_000_000  # between the rows of one question in MMBench's files
 _Option = TypeVar("_Option")
 

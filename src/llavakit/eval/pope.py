@@ -45,10 +45,10 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
             for pair in align([row for row, own in rows if own == split], split, official[split])
         ]
     pictures = seek(folder, "val2014", "images", "coco/val2014") or folder / "val2014"
-    questions = []
+    found = []
     for row, split, labelled in pairs:
         given = row.whole("question_id")
-        questions.append(
+        found.append(
             Question(
                 id=f"{split}-{given % _OFFSET}",
                 given=given,
@@ -58,7 +58,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
                 truth=labelled.one_of("label", "yes", "no"),
             )
         )
-    return unique(questions, folder)
+    return unique(found, folder)
 
 
 def _labels(folder: Path, split: str) -> list[Row]:
