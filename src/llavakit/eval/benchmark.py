@@ -76,6 +76,8 @@ class Question:
     category: str = ""
     truth: Any = None
     "What the scorer compares with; None where it is not public."
+    row: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
+    "Of the official row, what scorer or upload need besides (MMBench: columns that the upload repeats); not written with the answer."
     extra: tuple[tuple[str, Any], ...] = ()
     "Fields that the official answer file wants beside the text (MMBench: round_id, options, option_char)."
     system: str | None = None
