@@ -1,7 +1,7 @@
 """What a benchmark is: official files -> questions -> answers -> scores, under a protocol that says exactly how it is asked.
 
-    official files --questions(folder, protocol)--> Question ... --harness--> answers.jsonl --answered()--> Answered ... --score--> Score
-                                                                                                               '--submit--> the official upload
+    official files --questions(folder, protocol)--> Question --harness--> answers.jsonl --> Answered --score--> Score
+                                                                                            '--submit--> the official upload
 
 A ``Protocol`` is everything that moves a number without changing the model: prompt format, suffix, OCR hints, aspect, allowance, judge.
 It carries the numbers published under it, so that a score stands beside what was to be expected (users.md 7, 41). Each family of
