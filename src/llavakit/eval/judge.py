@@ -191,7 +191,10 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that decides the reviews. ``swap`` asks each case in both orders; ``upstream`` takes the first reply as it is, -1 where unparsable."""
+    """All that decides the reviews.
+
+    ``swap`` asks each case in both orders; ``upstream`` takes the first reply as it is, -1 : -1 where it holds no two numbers.
+    """
 
     cases: Sequence[Case]
     rules: Rules = field(default_factory=Rules)
@@ -226,9 +229,7 @@ class Job:
         return None if self.upstream else problem(completion)
 
 
-def run(
-    job: Job, judge: Completer, ledger: Ledger, *, limits: Limits = Limits(), on_progress: Callable[[Progress], None] | None = None
-) -> Outcome:
+def run(job: Job, judge: Completer, ledger: Ledger, *, limits: Limits, on_progress: Callable[[Progress], None] | None = None) -> Outcome:
     """Ask what the ledger does not know."""
     limits = replace(limits, again=job.tries)
     return ask_all(job.queries(), judge, ledger, limits=limits, judge=job.accept, on_progress=on_progress, total=len(job))

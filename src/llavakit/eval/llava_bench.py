@@ -210,7 +210,7 @@ _DATA = _PAPER + "LLaVA-Bench (COCO), training data"
 _WILD = _PAPER + "LLaVA-Bench (In-the-Wild)"
 _JUDGE, _LATER = "gpt-4-0314", "gpt-4-0613"
 _REFERENCE = (
-    "eval_gpt_review_visual.py, eval_gpt_review_bench.py and summarize_gpt_review.py of LLaVA: blocks, parser and ratio of means. We depart:"
+    "eval_gpt_review_visual.py, eval_gpt_review_bench.py and summarize_gpt_review.py of LLaVA: blocks, parser, ratio of means. We depart:"
     " the prompts are in our own words (--rules takes upstream's file); a review without two scores from 1 to 10 is asked for again and"
     " left out if it stays so, upstream counts -1 : -1 (--upstream does); a caption that is one string is one paragraph"
 )

@@ -8,8 +8,9 @@ The grader's structure is the official one, in words of our own: a table with ex
     ...                                                <AND>: all of these, <OR>: one of these
     the question | the ground truth | the answer |
 
-and where the first word of the reply is no number from 0 to 1, the question again with one more line, warmer each time. The official upload
-is ``{"v1_0": text, ...}``; grade files are the official grader's: ``{"v1_0": {"model": [..], "content": [..], "score": [..]}}``, a run each.
+and where the first word of the reply is no number from 0 to 1, the question again with one more line, warmer each time. The official
+upload is ``{"v1_0": text, ...}``; grade files are the official grader's, where every list has an item for each run:
+``{"v1_0": {"model": [..], "content": [..], "score": [..]}}``.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from llavakit.responder import Completer, Completion, Ledger, Limits, Outcome, P
 from llavakit.types import Conversation, Image, Sampling, user
 
 PROMPT = """\
-A table of predictions that AI models made, each compared with the ground truth. The last column says how right the prediction is, in tenths \
-from 0.0 (all of it is wrong) to 1.0 (all of it is right). Where the ground truth has <AND>, a prediction is only all right with every part of \
-it; where it has <OR>, any one of the parts is enough. Continue the table with the one number that is missing, and with nothing else.
+A table of predictions that AI models made, each compared with the ground truth. The last column says how right the prediction is, in \
+tenths from 0.0 (all of it is wrong) to 1.0 (all of it is right). Where the ground truth has <AND>, a prediction is only all right with \
+every part of it; where it has <OR>, any one of the parts is enough. Continue the table with the one number that is missing, and with \
+nothing else.
 
 Question | Ground truth | Prediction | Correctness
 --- | --- | --- | ---
@@ -125,9 +127,7 @@ class Job:
         return hashlib.sha256(json.dumps([self.prompt, AGAIN]).encode()).hexdigest()[:12]
 
 
-def run(
-    job: Job, judge: Completer, ledger: Ledger, *, limits: Limits = Limits(), on_progress: Callable[[Progress], None] | None = None
-) -> Outcome:
+def run(job: Job, judge: Completer, ledger: Ledger, *, limits: Limits, on_progress: Callable[[Progress], None] | None = None) -> Outcome:
     """Ask what the ledger does not know: all once, then those without a grade once more in the next way, and so on."""
     open_ = [(case, number) for number in range(job.runs) for case in job.cases]
     outcome: Outcome | None = None
@@ -254,7 +254,10 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
 
 
 def cases(folder: Path, answers: Path) -> list[Case]:
-    """Every question with its answer: from an answers file (by number or name) or an official upload. Raises DataError where one is missing."""
+    """Every question with its answer: from an answers file (by number or name) or an official upload.
+
+    Raises DataError where one is missing.
+    """
     given = _answers(answers)
     found = []
     for question in questions(folder, Protocol(name="")):

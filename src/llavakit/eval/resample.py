@@ -69,7 +69,7 @@ def ratio_of_means(pairs: Sequence[Pair]) -> float:
 
 
 def paired(before: Sequence[float], after: Sequence[float], *, draws: int = DRAWS, seed: int = 0, level: float = 0.95) -> Interval:
-    """The mean difference ``after - before`` of the same questions, seeds or runs: what is drawn is the pair, so what both share cancels."""
+    """The mean difference ``after - before`` of the same questions, seeds or runs: pairs are drawn, so what both share cancels."""
     differences = [b - a for a, b in zip(before, after, strict=True)]
     return bootstrap(differences, statistics.fmean, draws=draws, seed=seed, level=level)
 

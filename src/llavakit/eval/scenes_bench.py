@@ -1,7 +1,8 @@
 """LLaVA-Bench in miniature: drawn scenes, three questions each, a reference from the truth, and a judge that counts instead of thinking.
 
-It shows the way from answers over reviews to relative scores without a key and without a network. It is no LLaVA-Bench: the judge is a rule,
-the reference is always right, and the pictures are drawn, so its numbers compare models of drawn scenes with one another and nothing else.
+It shows the way from answers over reviews to relative scores without a key and without a network. It is no LLaVA-Bench: the judge is a
+rule, the reference is always right, and the pictures are drawn, so its numbers compare models of drawn scenes with one another and
+nothing else.
 
     conv      one short question with one right answer      10 as said, 8 among other words, 1 wrong
     detail    describe the picture                          1 + 9 F1 of the things named (colour and shape)
