@@ -131,3 +131,5 @@ class Benchmark:
     verdict: Callable[[Answered], Verdict] | None = None
     submit: Callable[[Sequence[Answered], Path], Path] | None = None
     "Write the official upload into this folder; returns the file."
+    make: Callable[[Path, int | None], None] | None = None
+    "Make the files themselves, pictures of the first so many questions; None where they must be brought."

@@ -17,14 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavakit.errors import RefusedError
+from llavakit.errors import DataError, RefusedError
 from llavakit.eval import reviews
 from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.judge import HIGHEST, Case
 from llavakit.eval.llava_bench import Answer
 from llavakit.eval.scenes import SMALL_PRINT, named, normal
 from llavakit.scenes.draw import box, draw
-from llavakit.scenes.export import choose, image_name
+from llavakit.scenes.export import choose
 from llavakit.scenes.questions import questions as asked_about
 from llavakit.scenes.statements import NUMBERS, captions
 from llavakit.scenes.world import Scene
@@ -58,10 +58,9 @@ class Item:
     def context(self) -> str:
         """What the scene shows, as the judge of LLaVA-Bench (COCO) is told it: five sentences, and a box a line."""
         scene = self.scene
-        corners = ((thing.shape, box(thing, scene)) for thing in scene.things)
-        wide, high = scene.width, scene.height
-        lines = [f"{shape}: {[round(x0 / wide, 3), round(y0 / high, 3), round(x1 / wide, 3), round(y1 / high, 3)]}"
-                 for shape, (x0, y0, x1, y1) in corners]  # fmt: skip
+        size = (scene.width, scene.height, scene.width, scene.height)
+        corners = ((thing.shape, zip(box(thing, scene), size, strict=True)) for thing in scene.things)
+        lines = (f"{shape}: {[round(at / side, 3) for at, side in found]}" for shape, found in corners)
         return "\n".join(captions(scene)) + "\n\n" + "\n".join(lines)
 
 
@@ -81,9 +80,8 @@ def items(count: int = SCENES, *, seed: int = 0) -> list[Item]:
             ("complex", f"How many things would be left if everything {color} were taken away?", str(left), left_over),
         )
         for category, question, truth, reference in three:
-            found.append(
-                Item(id=len(found), scene=scene, category=category, question=question, truth=truth, reference=reference)
-            )  # fmt: skip
+            one = Item(id=len(found), scene=scene, category=category, question=question, truth=truth, reference=reference)
+            found.append(one)
     return found
 
 
@@ -120,24 +118,34 @@ class ScenesJudge:
         return iter((f"{first:g} {second:g}\nAssistant 1 {why}. Assistant 2 {so}. (A rule has counted this from the scene's truth.)",))
 
 
+def make(folder: Path, limit: int | None = None) -> None:
+    """The folder, empty: all that there is to know of a scene is its seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
-    """The questions, with pictures drawn here: no files are needed, ``folder`` is of no matter."""
+    """The questions, with pictures drawn here; ``folder`` is of no matter."""
+    known = items()
+    pictures = _pictures(known)
     return [
         Question(
             id=str(item.id),
             given=item.id,
             prompt=f"{item.question}\n{protocol.suffix}" if protocol.suffix else item.question,
-            image=Image.of(draw(item.scene)),
+            image=pictures[item.scene.seed],
             category=item.category,
             truth=item,
-            extra=(("scene", image_name(item.scene)),),
         )
-        for item in items()
+        for item in known
     ]
 
 
 def cases(known: Sequence[Item], answers: Mapping[str, Answer]) -> list[Case]:
-    """What the judge is asked of these answers; of questions without any, nothing."""
+    """What the judge is asked of these answers. Raises DataError where one is missing."""
+    if absent := [item.id for item in known if str(item.id) not in answers]:
+        what = f"{len(absent)} of {len(known)} questions have no answer, the first is {absent[0]}"
+        raise DataError(what, code="missing_record", where="scenes-bench", remedy="answer all questions first: llava eval scenes-bench")
+    pictures = _pictures(known)
     return [
         Case(
             id=str(item.id),
@@ -145,15 +153,19 @@ def cases(known: Sequence[Item], answers: Mapping[str, Answer]) -> list[Case]:
             category=item.category,
             question=item.question,
             reference=item.reference,
-            candidate=answer.text,
+            candidate=answers[str(item.id)].text,
             context=item.context,
             reference_id=item.id,
-            candidate_id=answer.id,
-            image=Image.of(draw(item.scene)),
+            candidate_id=answers[str(item.id)].id,
+            image=pictures[item.scene.seed],
         )
         for item in known
-        if (answer := answers.get(str(item.id))) is not None
     ]
+
+
+def _pictures(known: Sequence[Item]) -> dict[int, Image]:
+    """Every scene drawn once."""
+    return {seed: Image.of(draw(scene)) for seed, scene in {item.scene.seed: item.scene for item in known}.items()}
 
 
 def score(answered: Sequence[Answered]) -> list[Score]:
@@ -190,5 +202,6 @@ SCENES_BENCH = Benchmark(
     questions=questions,
     score=score,
     verdict=verdict,
+    make=make,
     protocols=(Protocol(name="scenes", max_new_tokens=128, judge=JUDGE, note="judged by a rule from the scenes' truth"),),
 )
