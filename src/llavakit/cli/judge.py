@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llavakit.eval import mm_vet
     from llavakit.eval.benchmark import Protocol
     from llavakit.eval.judge import Case, Job, Rules, Verdict
+    from llavakit.eval.resample import Pair
     from llavakit.eval.reviews import Relative, Review
     from llavakit.responder import Completer, Ledger
 
@@ -90,7 +91,7 @@ def judge(
     _check(name, folder)
     who = judge or ("scenes" if name == SCENES else None)
     left_out = {word.strip() for word in (ignore or "").split(",") if word.strip()}
-    place = out or answers.with_suffix(".reviews")
+    place = out or answers.with_name(answers.name.removesuffix(".jsonl").removesuffix(".json") + ".reviews")
     if name == MM_VET:
         assert folder is not None
         graded = _grading(folder, answers, left_out, rules, runs=runs, upstream=upstream, max_tokens=max_tokens or 3)
@@ -183,10 +184,11 @@ def _jobs(cases: Sequence[Case], rules: Rules, temperature: float, max_tokens: i
 def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying, out: Path, name: str) -> None:
     """Ask, write what the ledger holds whatever ended it, tell the numbers."""
     from llavakit.eval.judge import run, verdicts
+    from llavakit.eval.review_page import write_page
     from llavakit.eval.reviews import by_category, relative_scores, spreads, table, write_reviews
 
-    told: list[dict[str, Relative]] = []
     found: list[list[Verdict]] = []
+    kept: list[Mapping[str, list[Pair]]] = []
     for number, job in enumerate(jobs, 1):
         file = out / f"reviews_{_spelt(judge.name)}{f'_{number}' if len(jobs) > 1 else ''}.jsonl"
         try:
@@ -195,40 +197,27 @@ def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying,
         finally:
             found.append(verdicts(job, judge.name, ledger))
             written = write_reviews(file, job, found[-1], judge=judge.name)
-        pairs = by_category(written)
         if written:
-            told.append(relative_scores(pairs))
-            print(f"{table(pairs)}\n")
+            kept.append(by_category(written))
+            print(f"{table(kept[-1])}\n")
         _drift(written)
         _bias(found[-1])
         print(file)
         failed = sum(not one.asked for one in found[-1])
         asking.ended(outcome, ledger, made=len(written), failed=failed)
-    if len(told) > 1:
-        print(f"\n{spreads(told)}")
-    _page(found, out, name, judge.name)
+    if len(kept) > 1:
+        print(f"\n{spreads([relative_scores(pairs) for pairs in kept])}")
+    notes = [f"judge: {judge.name}", *map(table, kept)]
+    print(write_page(out / f"reviews_{_spelt(judge.name)}.html", found[0], title=f"{name}, {out.stem}", notes=notes))
     _expected(name, judge.name)
     _all_reviewed(found)
-
-
-def _page(found: Sequence[Sequence[Verdict]], out: Path, name: str, judge: str) -> None:
-    from llavakit.eval.judge import WILD as PREFIX
-    from llavakit.eval.review_page import write_page
-    from llavakit.eval.reviews import ALL, table
-
-    pairs: dict[str, list[tuple[float, float]]] = {}
-    for one in found[0]:
-        if one.scores is not None:
-            pairs.setdefault(one.case.category.removeprefix(PREFIX) or ALL, []).append(one.scores)
-    notes = [f"judge: {judge}", *([table(pairs)] if pairs else [])]
-    print(write_page(out / f"reviews_{_spelt(judge)}.html", found[0], title=f"{name}, {out.stem}", notes=notes))
 
 
 def _all_reviewed(found: Sequence[Sequence[Verdict]]) -> None:
     """Raises ResponderError where a question has no review: what was told is over the others only."""
     refused = sum(len(one.refused) for run in found for one in run)
     if refused:
-        print(f"{refused} replies were no review and were asked for again: see 'refused' in the review file", file=sys.stderr)
+        print(f"{refused} replies were no review and were asked for again: the page shows them", file=sys.stderr)
     absent = [one.case.given for run in found for one in run if one.scores is None]
     if absent:
         names = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
