@@ -144,8 +144,8 @@ def test_the_total_is_the_mean_of_the_mixes_weighed_by_their_questions(rows: lis
     found = mixes(given, capabilities)
     total = found.pop("total")
     assert total.mean == pytest.approx(10 * statistics.fmean(grade for grade, _ in rows))
-    assert sum(column.count for column in found.values()) == len(rows)
-    assert total.mean == pytest.approx(sum(column.mean * column.count for column in found.values()) / len(rows))
+    assert sum(column.questions for column in found.values()) == len(rows)
+    assert total.mean == pytest.approx(sum(column.mean * column.questions for column in found.values()) / len(rows))
 
 
 def test_runs_are_told_with_the_deviation_of_the_official_grader() -> None:

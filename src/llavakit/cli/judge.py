@@ -217,7 +217,7 @@ def _all_reviewed(found: Sequence[Sequence[Verdict]]) -> None:
     """Raises ResponderError where a question has no review: what was told is over the others only."""
     refused = sum(len(one.refused) for run in found for one in run)
     if refused:
-        print(f"{refused} replies were no review and were asked for again: the page shows them", file=sys.stderr)
+        print(f"{refused} replies were no review; the page shows them", file=sys.stderr)
     absent = [one.case.given for run in found for one in run if one.scores is None]
     if absent:
         names = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")

@@ -143,7 +143,7 @@ def _contexts(path: Path) -> list[tuple[str, str]]:
 def _rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """The objects of a file with where each stands."""
     records = Records(path)
-    found = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for number, row in records:
         where = f"{path}:{records.place(number)}"
         if not isinstance(row, dict):

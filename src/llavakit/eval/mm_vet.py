@@ -99,7 +99,7 @@ class Column(NamedTuple):
 
     mean: float
     runs: tuple[float, ...]
-    count: int
+    questions: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +208,7 @@ def scores(grades: Mapping[str, Sequence[float]], capabilities: Mapping[str, Col
         rows = [statistics.fmean(told) for one, told in grades.items() if name == TOTAL or name in capabilities[one]]
         half = bootstrap(rows, statistics.fmean, seed=seed).half_width
         half = None if half is None else 100 * half
-        found.append(Score(metric=name, value=column.mean, count=column.count, half_width=half, headline=name == TOTAL))
+        found.append(Score(metric=name, value=column.mean, count=column.questions, half_width=half, headline=name == TOTAL))
     return found
 
 

@@ -43,7 +43,7 @@ class Relative(NamedTuple):
     relative: float
     reference: float
     candidate: float
-    count: int
+    questions: int
 
     @property
     def printed(self) -> tuple[float, float, float]:
@@ -80,7 +80,7 @@ def scores(pairs: Mapping[str, Sequence[Pair]], *, seed: int = 0) -> list[Score]
         rows = [pair for told in pairs.values() for pair in told] if name == ALL else list(pairs[name])
         half = bootstrap(rows, ratio_of_means, seed=seed).half_width
         half = None if half is None else 100 * half
-        found.append(Score(metric=name, value=numbers.relative, count=numbers.count, half_width=half, headline=name == ALL))
+        found.append(Score(metric=name, value=numbers.relative, count=numbers.questions, half_width=half, headline=name == ALL))
     return found
 
 
@@ -165,7 +165,7 @@ def write_reviews(path: Path, job: Job, verdicts: Sequence[Verdict], *, judge: s
 
 def _line(number: int, job: Job, one: Verdict, judge: str) -> dict[str, Any]:
     case, first = one.case, one.readings[0]
-    row = {
+    row: dict[str, Any] = {
         "id": number,
         "question_id": case.given,
         "answer1_id": case.reference_id,
