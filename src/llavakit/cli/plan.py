@@ -112,7 +112,7 @@ def _made(
         from llavakit.train import pace
 
         found = pace.measure(run, config)
-        said = f"this machine, {found.rate / 1e12:.3f} TFLOP/s by {found.steps} steps of {pace.DEPTH} layers"
+        said = f"this machine, {found.rate / 1e12:.3f} TFLOP/s by {found.steps} steps of shallow models"
         on, update, share, count = pace.here(config, found), found.update, 1.0, devices or 1
     else:
         on, update, said = card(gpu or time.card), 0.0, (gpu or time.card).upper()
