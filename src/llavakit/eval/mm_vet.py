@@ -197,7 +197,7 @@ def _columns(grades: Mapping[str, Sequence[float]], groups: Mapping[str, Collect
         if not rows:
             continue
         runs = tuple(100 * math.fsum(run) / count for run in zip(*rows, strict=True))
-        found[group] = Column(mean=statistics.fmean(runs), runs=runs, count=count)
+        found[group] = Column(mean=statistics.fmean(runs), runs=runs, questions=count)
     return found
 
 
