@@ -7,8 +7,12 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
+from llavakit.cli import judge as commands
+from llavakit.cli import options
+from llavakit.cli.asking import Paying
 from llavakit.eval.judge import Case, Job, run
 from llavakit.responder import Completion, Finish, Ledger, Limits, Query, Usage
 
@@ -69,3 +73,9 @@ def work(ledger: Path, die: int | None) -> None:
     """A run of ``job`` with the moody judge, whole or until it is killed."""
     with Ledger(ledger) as held:
         run(job(), Scripted(moody, die=die), held, limits=LIMITS)
+
+
+def command(name: str, answers: Path, folder: Path | None = None, **more: object) -> None:
+    """``llava eval judge`` as a function: the options that are not given are those of the command line."""
+    shared: dict[str, object] = {field.name: field.default for kind in (Paying, options.Loading) for field in fields(kind)}
+    commands.judge(**{**shared, "name": name, "answers": answers, "folder": folder, **more})  # type: ignore[arg-type]

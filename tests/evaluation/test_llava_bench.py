@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from judging import LIMITS, Scripted
+from judging import command as _judge
 
-from llavakit.cli import options
-from llavakit.cli.asking import Paying
-from llavakit.cli.judge import judge as judge_command
 from llavakit.cli.judge import reviews as reviews_command
 from llavakit.errors import ConfigError, DataError, ResponderError
 from llavakit.eval import scenes_bench
@@ -305,18 +303,6 @@ def test_reviews_that_never_come_end_the_command_with_an_error(
     assert "published numbers were judged by gpt-4-0314" in told.err
     _judge("llava-bench-coco", tmp_path / "a.jsonl", tmp_path, judge="scripted", upstream=True)
     assert "| all | 6 |" in capsys.readouterr().out
-
-
-def _judge(name: str, answers: Path, folder: Path | None = None, **more: object) -> None:
-    """The command as a function: ``spread`` leaves the options that are not given to typer."""
-    given: dict[str, object] = {**_defaults(), "name": name, "answers": answers, "folder": folder, **more}
-    judge_command(**given)
-
-
-def _defaults() -> dict[str, object]:
-    from dataclasses import fields
-
-    return {field.name: field.default for kind in (Paying, options.Loading) for field in fields(kind)}
 
 
 def _question(item: scenes_bench.Item) -> Question:

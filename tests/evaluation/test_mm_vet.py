@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judging import LIMITS, Scripted, asked
+from judging import LIMITS, Scripted, asked, command
 
-from llavakit.errors import DataError
+from llavakit.errors import DataError, ResponderError
 from llavakit.eval.benchmark import Answered
 from llavakit.eval.mm_vet import (
     AGAIN,
@@ -208,3 +208,23 @@ def test_published_numbers_are_those_of_the_table() -> None:
     assert told["llava-1.5", "llava-v1.5-7b"] == 31.1
     assert told["llava-1.6", "llava-v1.6-34b"] == 57.4
     assert {p.judge for p in MM_VET.protocols} == {"gpt-4-0613"}
+
+
+def test_the_command_grades_and_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = Scripted(lambda query: "Right" if "Who?" in asked(query) else "0.5")
+    monkeypatch.setattr("llavakit.cli.judge._completer", lambda *given: judge)
+    path = folder / "answers.jsonl"
+    path.write_text("".join(json.dumps({"question_id": n, "text": f"t{n}"}) + "\n" for n in range(3)))
+    with pytest.raises(ResponderError, match=r"1 of 3 answers have no grade \(the first: v1_1\)"):
+        command("mm-vet", path, folder, judge="scripted", runs=2)
+    told = capsys.readouterr()
+    assert "| total | 2 | 50.0 ± 0.0 |" in told.out
+    assert "runs: 50.0, 50.0; sd 0.0" in told.out
+    assert set(read_grades(folder / "answers.reviews" / "scripted-grade-2runs.json")) == {"v1_0", "v1_2"}
+    spent = judge.asked.total()
+    command("mm-vet", path, folder, judge="scripted", runs=2, upstream=True)
+    assert "| total | 3 | 33.3" in capsys.readouterr().out
+    assert judge.asked.total() == spent
+    command("mm-vet", path, folder, judge="scripted", ignore="v1_1")
+    with pytest.raises(DataError, match="cannot be read"):
+        command("mm-vet", path, folder, judge="scripted", rules=folder / "no.txt")

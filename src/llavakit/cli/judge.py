@@ -261,7 +261,7 @@ def _grading(
     from llavakit.eval import mm_vet
 
     cases = [case for case in mm_vet.cases(folder, answers) if case.id not in left_out]
-    prompt = mm_vet.PROMPT if rules is None else rules.read_text(encoding="utf-8")
+    prompt = mm_vet.PROMPT if rules is None else mm_vet.read_prompt(rules)
     return mm_vet.Job(cases=cases, runs=runs, prompt=prompt, max_tokens=max_tokens, upstream=upstream)
 
 

@@ -269,6 +269,14 @@ def cases(folder: Path, answers: Path) -> list[Case]:
     return found
 
 
+def read_prompt(path: Path) -> str:
+    """Instructions and examples in the place of ours: a text that ends with the table's last whole row. Raises DataError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"it cannot be read ({error})", code="bad_file", where=str(path), remedy="give a text file in UTF-8") from error
+
+
 def submit(answered: Sequence[Answered], folder: Path) -> Path:
     """The official upload: {"v1_0": text}. A question without an answer is an empty text there, as a person can see."""
     rows = {one.question.id: one.text or "" for one in answered}
