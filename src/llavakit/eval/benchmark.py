@@ -76,6 +76,8 @@ class Question:
     extra: tuple[tuple[str, Any], ...] = ()
     "Fields that the official answer file wants beside the text (MMBench: round_id, options, option_char)."
     system: str | None = None
+    origin: Path | None = None
+    "The official file that it stands in, for messages and for uploads that list more than was asked (VQAv2)."
 
     def conversation(self) -> Conversation:
         """The open conversation: picture first, then the prompt on its own line (spec 6.1)."""

@@ -21,7 +21,7 @@ def keep_memory() -> bool:
     if libc is None:
         return False
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _GROWTH))
-    return min(libc.mallopt(name, value) for name, value in settings) == 1
+    return bool(min(libc.mallopt(name, value) for name, value in settings))
 
 
 def give_back() -> bool:

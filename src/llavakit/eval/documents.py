@@ -1,0 +1,224 @@
+"""ChartQA and DocVQA: answers read off charts and pages, with a mercy for numbers, and one for spelling.
+
+    relaxed   numbers within 5 % of the right one, anything else letter by letter (case aside)      ChartQA: human, augmented
+    anls      1 - edits / length, if at least one half, else 0; the best of the right answers       DocVQA
+
+Asked as for the published numbers of LLaVA-1.6, which lmms-eval made (2024-05).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Published, Question, Score, Verdict
+from llavakit.eval.official import Row, bad, complete, find, picture, pictures, rows, there, truths, unique, upload
+from llavakit.eval.shares import all_and_groups, mean
+from llavakit.eval.vqa_questions import asked
+from llavakit.types import Image
+
+ONE_WORD = "Answer the question with a single word."
+BLOG = "blog LLaVA-NeXT with stronger LLMs, 2024-05-10"
+_MODELS = ("1.6-vicuna-7B", "1.6-vicuna-13B", "1.6-mistral-7B", "1.6-34B")
+_SPLITS = ("human", "augmented")
+
+
+def relaxed(prediction: str, target: str, *, margin: float = 0.05) -> bool:
+    """ChartQA's relaxed correctness as pix2struct and lmms-eval have it.
+
+    A number is what Python's ``float`` reads, or that before a percent sign, as a hundredth: "50%" is 0.5, "1,000" and "$5" are words.
+    A right answer of 0 is compared as a word. Nothing is trimmed.
+    """
+    said, true = _number(prediction), _number(target)
+    if said is not None and true:
+        return abs(said - true) / abs(true) <= margin
+    return prediction.lower() == target.lower()
+
+
+def anls(prediction: str, answers: Sequence[str], *, threshold: float = 0.5) -> float:
+    """Average normalised Levenshtein similarity of one question, as the official script of DocVQA (and lmms-eval).
+
+    Case, outer blanks and runs of blanks do not count as edits; but the length that edits are divided by is of the texts as they came.
+    """
+    score = 1 - min(_distance(prediction, answer) for answer in answers)
+    return score if score >= threshold else 0.0
+
+
+def edits(one: str, other: str) -> int:
+    """The Levenshtein distance."""
+    before = list(range(len(other) + 1))
+    for row, left in enumerate(one, 1):
+        now = [row]
+        for column, right in enumerate(other):
+            now.append(before[column] if left == right else 1 + min(before[column], before[column + 1], now[column]))
+        before = now
+    return before[-1]
+
+
+def _distance(prediction: str, answer: str) -> float:
+    length = max(len(answer.upper()), len(prediction.upper()))
+    return edits(_plain(answer), _plain(prediction)) / length if length else 0.0
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.strip().lower().split())
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def score_chartqa(answered: Sequence[Answered]) -> list[Score]:
+    """Relaxed accuracy, all and by who wrote the question."""
+    known = truths(answered, "test_human.json and test_augmented.json")
+    points = [float(one.text is not None and relaxed(one.text, one.question.truth)) for one in known]
+    return all_and_groups("accuracy", points, [one.question.category for one in known])
+
+
+def score_docvqa(answered: Sequence[Answered]) -> list[Score]:
+    """Mean ANLS; no answer is no point."""
+    points = [0.0 if one.text is None else anls(one.text, one.question.truth) for one in truths(answered, "val_v1.0.json")]
+    return [mean("anls", points, headline=True)]
+
+
+def verdict_chartqa(one: Answered) -> Verdict:
+    truth: str = one.question.truth
+    return Verdict(parsed=one.text or "", points=float(one.text is not None and relaxed(one.text, truth)), expected=truth)
+
+
+def verdict_docvqa(one: Answered) -> Verdict:
+    truth: Sequence[str] = one.question.truth or ()
+    points = anls(one.text, truth) if one.text is not None and truth else 0.0
+    return Verdict(parsed=_plain(one.text or ""), points=points, expected=" / ".join(truth))
+
+
+def submit_docvqa(answered: Sequence[Answered], folder: Path) -> Path:
+    """``docvqa-test.json`` as the server of the Robust Reading Competition takes it."""
+    entries = [{"questionId": question.given, "answer": text} for question, text in complete(answered)]
+    return upload(folder / "docvqa-test.json", entries)
+
+
+def chartqa(folder: Path, protocol: Protocol) -> list[Question]:
+    """From the official JSON files, or from parquet as on the Hub. The id is who wrote the question, and its place among theirs."""
+    found: list[Question] = []
+    counts: Counter[str] = Counter()
+    for path in _chartqa_files(folder):
+        for split, row, image in _chartqa_rows(path):
+            name = f"{split}-{counts[split]}"
+            counts[split] += 1
+            prompt = asked(row.text("question", "query"), protocol)
+            found.append(Question(id=name, given=name, prompt=prompt, image=image, category=split, truth=_label(row), origin=path))
+    return unique(found, folder)
+
+
+def _chartqa_files(folder: Path) -> list[Path]:
+    if there(folder, *(f"test_{split}.json" for split in _SPLITS)):
+        return [find(folder, f"test_{split}.json") for split in _SPLITS]
+    return _parquets(folder, "test", "test_human.json and test_augmented.json")
+
+
+def _chartqa_rows(path: Path) -> Iterator[tuple[str, Row, Image]]:
+    """(human or augmented, the row, its picture)."""
+    official = path.suffix == ".json"
+    place = pictures(path.parent, "png", "test/png")
+    for row in rows(path):
+        if official:
+            yield path.stem.removeprefix("test_"), row, Image(place / row.text("imgname"))
+        else:
+            yield _split(row), row, picture(row, "image", path)
+
+
+def _split(row: Row) -> str:
+    """lmms-lab/ChartQA names it, HuggingFaceM4/ChartQA numbers it."""
+    if "human_or_machine" in row:
+        return _SPLITS[int(row.id("human_or_machine"))]
+    return row.text("type").removesuffix("_test")
+
+
+def _label(row: Row) -> str:
+    """One answer; HuggingFaceM4/ChartQA has it in a list."""
+    key = "answer" if "answer" in row else "label"
+    if isinstance(row.get(key), list) and len(row[key]) == 1:
+        return str(row[key][0])
+    return row.text(key)
+
+
+def docvqa_val(folder: Path, protocol: Protocol) -> list[Question]:
+    return _docvqa(folder, protocol, ("val_v1.0_withQT.json", "val_v1.0.json"), "validation")
+
+
+def docvqa_test(folder: Path, protocol: Protocol) -> list[Question]:
+    return _docvqa(folder, protocol, ("test_v1.0.json",), "test")
+
+
+def _docvqa(folder: Path, protocol: Protocol, names: Sequence[str], split: str) -> list[Question]:
+    path = there(folder, *names)
+    files = [path] if path else _parquets(folder, split, names[0])
+    return unique([_page(row, path, protocol) for path in files for row in rows(path, "data")], folder)
+
+
+def _page(row: Row, path: Path, protocol: Protocol) -> Question:
+    given = row.id("questionId")
+    if not str(given).isdecimal():
+        raise bad(f"questionId {given!r} is not a number", row.where, "take the official file as it is")
+    kinds, answers = row.get("question_types") or (), row.get("answers") or ()
+    return Question(
+        id=str(given),
+        given=int(given),
+        prompt=asked(row.text("question"), protocol),
+        image=picture(row, "image", path) if path.suffix == ".parquet" else Image(path.parent / row.text("image")),
+        category=", ".join(map(str, kinds)),
+        truth=tuple(map(str, answers)) or None,
+        origin=path,
+    )
+
+
+def _parquets(folder: Path, split: str, instead: str) -> list[Path]:
+    """``test-00000-of-00001.parquet`` and its like, in the folder or below."""
+    found = sorted(folder.rglob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet"))
+    if not found:
+        raise bad(f"no {instead} and no {split}-*.parquet", folder, "put the official files there, or the Hub's parquet files")
+    return found
+
+
+def _next(metric: str, values: Sequence[float], *, suffix: str, allowance: int, note: str = "") -> Protocol:
+    cells = zip(_MODELS, values, strict=True)
+    published = tuple(Published(model=model, metric=metric, value=value, source=BLOG) for model, value in cells) if values else ()
+    return Protocol(name="llava-1.6", aspect="anyres", suffix=suffix, max_new_tokens=allowance, note=note, published=published)
+
+
+CHARTQA = Benchmark(
+    name="chartqa",
+    title="ChartQA, test",
+    needs="test_human.json and test_augmented.json, pictures in png/; or the Hub's test-*.parquet",
+    reference="Relaxed correctness of pix2struct, as in lmms-eval's chartqa: 5 %. A question without an answer is wrong.",
+    protocols=(_next("accuracy", (54.8, 62.2, 38.8, 68.7), suffix=ONE_WORD, allowance=16),),
+    questions=chartqa,
+    score=score_chartqa,
+    verdict=verdict_chartqa,
+)
+DOCVQA = Benchmark(
+    name="docvqa",
+    title="DocVQA, val",
+    needs="val_v1.0_withQT.json or val_v1.0.json, pictures in documents/; or the Hub's validation-*.parquet",
+    reference="ANLS of the official script, threshold 0.5, as in lmms-eval's docvqa. A question without an answer has no point.",
+    protocols=(
+        _next("anls", (74.4, 77.5, 72.2, 84.0), suffix=SHORT, allowance=128, note="which split the published numbers are of is not stated"),
+    ),
+    questions=docvqa_val,
+    score=score_docvqa,
+    verdict=verdict_docvqa,
+)
+DOCVQA_TEST = Benchmark(
+    name="docvqa-test",
+    title="DocVQA, test (the server scores)",
+    needs="test_v1.0.json, pictures in documents/; or the Hub's test-*.parquet",
+    reference="[{questionId, answer}]: the reply as it came, as in lmms-eval's docvqa_test; every question must be answered.",
+    protocols=(_next("anls", (), suffix=SHORT, allowance=128, note="no number is known to be of this split"),),
+    questions=docvqa_test,
+    submit=submit_docvqa,
+)
