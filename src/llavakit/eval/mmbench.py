@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llavakit.errors import DataError, MissingExtraError
-from llavakit.eval import intervals
+from llavakit.errors import MissingExtraError
+from llavakit.eval import shares
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS, SHIFT, absent, circular, infer, lettered, rotated, until_absent
-from llavakit.eval.rows import PAPER, ZOO, Row, asked, decoded, number, printed, read_table, seek, unique
+from llavakit.eval.official import bad, there, unique
+from llavakit.eval.rows import PAPER, ZOO, Row, asked, decoded, number, printed, table
 from llavakit.types import Image
 
 LETTER_CN = "请直接回答选项字母。"
@@ -46,14 +47,14 @@ Infer = Callable[[str, Mapping[str, str]], str | None]
 def questions(folder: Path, protocol: Protocol, *, names: Sequence[str] = _EN) -> list[Question]:
     """One question a row, or under ``all-rounds`` as many as it has options. ``folder`` may be the table itself."""
     path = _table(folder, names)
-    columns, rows = read_table(path)
+    columns, rows = table(path)
     lacking = [column for column in ("index", "question", "image", "A") if column not in columns]
     if lacking:
-        raise DataError(f"no column {', '.join(lacking)}", code="bad_record", where=f"{path}:1", remedy="give a table of MMBench")
+        raise bad(f"no column {', '.join(lacking)}", f"{path}:1", "give a table of MMBench")
     pictures = _Pictures(rows)
     found: list[Question] = []
     for row in rows:
-        cells = {column: None if cell in _ABSENT else cell for column, cell in row.values.items()}
+        cells = {column: None if cell in _ABSENT else cell for column, cell in row.items()}
         if protocol.name != ALL_ROUNDS or row.whole("index") < SHIFT:
             found += _rounds(row, cells, protocol, pictures.of(row))
     return unique(found, path)
@@ -90,12 +91,12 @@ class _Pictures:
     """The pictures of a table's rows; rows of one picture share its bytes."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = {row.values["index"]: row for row in rows}
+        self._rows = {row["index"]: row for row in rows}
         self._held: dict[bytes, Image] = {}
 
     def of(self, row: Row) -> Image:
         cell = row.text("image")
-        if len(cell) < _SHORTEST_PICTURE and cell in self._rows and cell != row.values["index"]:
+        if len(cell) < _SHORTEST_PICTURE and cell in self._rows and cell != row["index"]:
             cell = self._rows[cell].text("image")
         key = hashlib.sha256(cell.encode()).digest()
         if key not in self._held:
@@ -107,9 +108,9 @@ def _table(folder: Path, names: Sequence[str]) -> Path:
     if folder.is_file():
         return folder
     tables = sorted(folder.glob("*.tsv"))
-    path = seek(folder, *names) or (tables[0] if len(tables) == 1 else None)
+    path = there(folder, *names) or (tables[0] if len(tables) == 1 else None)
     if path is None:
-        raise DataError(f"no {names[0]}", code="missing_file", where=str(folder), remedy="put it there, or one table of another name")
+        raise bad(f"no {names[0]}", folder, "put it there, or one table of another name")
     return path
 
 
@@ -133,9 +134,9 @@ def scores(answered: Sequence[Answered], *, how: Infer = infer) -> list[Score]:
         for name in filter(None, (ability, category)):
             by_name[name].append(right[int(question.given)])
     return [
-        intervals.of_hits("circular", list(right.values()), headline=True),
-        intervals.of_hits("single", [hit for _, hit in firsts]),
-        *(intervals.of_hits(name, hits) for name, hits in by_name.items()),
+        shares.mean("circular", list(right.values()), headline=True),
+        shares.mean("single", [hit for _, hit in firsts]),
+        *(shares.mean(name, hits) for name, hits in by_name.items()),
     ]
 
 

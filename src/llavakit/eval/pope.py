@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llavakit.eval.benchmark import SHORT, Benchmark, Protocol, Question
-from llavakit.eval.rows import PAPER, ZOO, Row, asked, find, printed, read_lines, seek, unique
+from llavakit.eval.official import find, pictures, there, unique
+from llavakit.eval.rows import PAPER, ZOO, Row, asked, entries, printed
 from llavakit.eval.yes_no import SPLITS, pope_scores, pope_verdict
 from llavakit.types import Image
 
@@ -33,18 +34,18 @@ _OFFSET = 10_000_000  # what upstream's file adds to ids so that three splits sh
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
     """As upstream's file asks them, where it lies there, else the official ones, split by split."""
     official = {split: _labels(folder, split) for split in SPLITS}
-    upstream = seek(folder, "llava_pope_test.jsonl")
+    upstream = there(folder, "llava_pope_test.jsonl")
     if upstream is None:
         pairs = [(row, split, row) for split, rows in official.items() for row in rows]
     else:
-        rows = [(row, row.one_of("category", *SPLITS)) for row in read_lines(upstream)]
+        rows = [(row, row.one_of("category", *SPLITS)) for row in entries(upstream)]
         align = _in_order if protocol.name == BY_ORDER else _by_id
         pairs = [
             pair
             for split in dict.fromkeys(split for _, split in rows)
             for pair in align([row for row, own in rows if own == split], split, official[split])
         ]
-    pictures = seek(folder, "val2014", "images", "coco/val2014") or folder / "val2014"
+    place = pictures(folder, "val2014", "images", "coco/val2014")
     found = []
     for row, split, labelled in pairs:
         given = row.whole("question_id")
@@ -53,7 +54,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
                 id=f"{split}-{given % _OFFSET}",
                 given=given,
                 prompt=asked(_bare(row), protocol.suffix),
-                image=Image(pictures / row.text("image")),
+                image=Image(place / row.text("image")),
                 category=split,
                 truth=labelled.one_of("label", "yes", "no"),
             )
@@ -63,7 +64,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
 
 def _labels(folder: Path, split: str) -> list[Row]:
     name = f"coco_pope_{split}.json"
-    return read_lines(find(folder, name, f"coco/{name}", f"output/coco/{name}"))
+    return list(entries(find(folder, name, f"coco/{name}", f"output/coco/{name}"), lines=True))
 
 
 _Aligned = tuple[Row, str, Row]  # as asked, split, with its label
