@@ -17,7 +17,8 @@ from llavakit.eval import shares
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS, lettered
 from llavakit.eval.official import bad, find, picture, read_text, there, unique
-from llavakit.eval.rows import MAY, Row, asked, entries, printed, whole_object
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, asked, entries, whole_object
 from llavakit.types import Image
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -82,7 +83,6 @@ def _right(answered: Answered) -> bool:
     return answered.text is not None and same(answered.text, answered.question.truth)
 
 
-_MAY = {"1.6-vicuna-7B": 66.6, "1.6-vicuna-13B": 70.0, "1.6-mistral-7B": 60.8, "1.6-34B": 74.9}
 AI2D = Benchmark(
     name="ai2d",
     title="AI2D: choices about diagrams",
@@ -95,7 +95,7 @@ AI2D = Benchmark(
             suffix=LETTER,
             max_new_tokens=16,
             note="the prompt format is the checkpoint's own; published in May 2024 with lmms-eval",
-            published=printed("accuracy", MAY, _MAY),
+            published=numbers("ai2d", "llava-1.6", headline="accuracy"),
         ),
         Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=LETTER, max_new_tokens=16),
     ),

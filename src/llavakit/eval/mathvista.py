@@ -25,7 +25,8 @@ from llavakit.eval.choices import LETTERS
 from llavakit.eval.edit_distance import distance
 from llavakit.eval.mathvista_asking import EXAMPLES, NO_ANSWER, hint, query
 from llavakit.eval.official import bad, picture, there, unique
-from llavakit.eval.rows import BLOG, ZOO, Row, entries, printed, whole_object
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, entries, whole_object
 from llavakit.responder import Completer, Ledger, Limits, Outcome, Query, ask_all, settled
 from llavakit.types import Conversation, Image, Sampling
 
@@ -214,7 +215,6 @@ def _groups(row: Row) -> Iterator[tuple[str, str]]:
         yield from ((key, str(item)) for item in (value if isinstance(value, list) else [value] if value is not None else []))
 
 
-_1_6 = {"1.6-vicuna-7B": 34.6, "1.6-vicuna-13B": 35.3, "1.6-mistral-7B": 37.7, "1.6-34B": 46.5}
 _NOTE = "MathVista's own prompts; answers were taken out of replies by a language model, so without a judge expect less"
 MATHVISTA = Benchmark(
     name="mathvista",
@@ -225,7 +225,12 @@ MATHVISTA = Benchmark(
     " is taken as it is; the judge is asked in our own words",
     protocols=(
         Protocol(
-            name="llava-1.6", aspect="anyres", max_new_tokens=1024, judge="gpt-4", note=_NOTE, published=printed("accuracy", ZOO, _1_6)
+            name="llava-1.6",
+            aspect="anyres",
+            max_new_tokens=1024,
+            judge="gpt-4",
+            note=_NOTE,
+            published=numbers("mathvista", "llava-1.6", headline="accuracy"),
         ),
         Protocol(
             name="llava-1.5",
@@ -234,7 +239,7 @@ MATHVISTA = Benchmark(
             max_new_tokens=1024,
             judge="gpt-4",
             note=_NOTE,
-            published=printed("accuracy", BLOG, {"1.5-13B": 27.6}),
+            published=numbers("mathvista", "llava-1.5", headline="accuracy"),
         ),
         Protocol(
             name=SHORT_PROMPT,

@@ -23,7 +23,8 @@ from llavakit.eval import shares
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS, SHIFT, absent, circular, infer, lettered, rotated, until_absent
 from llavakit.eval.official import bad, there, unique
-from llavakit.eval.rows import PAPER, ZOO, Row, asked, decoded, number, printed, table
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, asked, decoded, number, table
 from llavakit.types import Image
 
 LETTER_CN = "请直接回答选项字母。"
@@ -179,22 +180,7 @@ def _cells(answered: Answered) -> dict[str, Any]:
     return {**dict(answered.question.row), "prediction": answered.text}
 
 
-_PUBLISHED = {
-    "mmbench": (
-        {"1.5-7B": 64.3, "1.5-13B": 67.7, "1.5-13B-HD, 448 px": 68.8},
-        {"1.5-7B LoRA": 66.1, "1.5-13B LoRA": 68.5},
-        {"1.6-vicuna-7B": 67.4, "1.6-vicuna-13B": 70.0, "1.6-mistral-7B": 68.7, "1.6-34B": 79.3},
-    ),
-    "mmbench-cn": (
-        {"1.5-7B": 58.3, "1.5-13B": 63.6, "1.5-13B-HD, 448 px": 61.9},
-        {"1.5-7B LoRA": 58.9, "1.5-13B LoRA": 61.5},
-        {"1.6-vicuna-7B": 60.6, "1.6-vicuna-13B": 64.4, "1.6-mistral-7B": 61.2, "1.6-34B": 79.0},
-    ),
-}
-
-
 def _protocols(name: str, suffix: str) -> tuple[Protocol, ...]:
-    paper, lora, tiled = _PUBLISHED[name]
     first = Protocol(
         name="llava-1.5",
         template="vicuna_v1",
@@ -202,7 +188,7 @@ def _protocols(name: str, suffix: str) -> tuple[Protocol, ...]:
         suffix=suffix,
         max_new_tokens=1024,
         note="published by MMBench's server, whose judge reads what rules cannot; the moved rows are in the file",
-        published=(*printed("circular", PAPER, paper), *printed("circular", ZOO, lora)),
+        published=numbers(name, "llava-1.5", headline="circular"),
     )
     return (
         first,
@@ -212,7 +198,7 @@ def _protocols(name: str, suffix: str) -> tuple[Protocol, ...]:
             suffix=suffix,
             max_new_tokens=1024,
             note=first.note,
-            published=printed("circular", ZOO, tiled),
+            published=numbers(name, "llava-1.6", headline="circular"),
         ),
         Protocol(
             name=ALL_ROUNDS,

@@ -16,22 +16,13 @@ from pathlib import Path
 
 from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question
 from llavakit.eval.official import bad, find, read_text, there
-from llavakit.eval.rows import MAY, PAPER, ZOO, Row, asked, entries, printed
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, asked, entries
 from llavakit.eval.yes_no import COGNITION, PERCEPTION, PLEASE, mme_key, mme_scores, mme_verdict
 from llavakit.types import Image
 
 RELEASE = "MME_Benchmark_release_version"
 _PICTURES = (".png", ".jpg", ".jpeg")
-_PUBLISHED_1_5 = (
-    *printed("perception", PAPER, {"1.5-7B": 1510.7, "1.5-13B": 1531.3, "1.5-13B-HD, 448 px": 1500.1}, tolerance=15),
-    *printed("perception", ZOO, {"1.5-7B LoRA": 1476.9, "1.5-13B LoRA": 1541.7}, tolerance=15),
-)
-_NEXT = {"1.6-vicuna-7B": 1519.0, "1.6-vicuna-13B": 1575.0, "1.6-mistral-7B": 1498.0, "1.6-34B": 1631.0}
-_PUBLISHED_1_6 = (
-    *printed("perception", ZOO, _NEXT, tolerance=15),
-    *printed("cognition", ZOO, {"1.6-vicuna-7B": 332, "1.6-vicuna-13B": 326, "1.6-mistral-7B": 321, "1.6-34B": 397}, tolerance=10),
-    *printed("perception", MAY, {"1.6-mistral-7B": 1501, "1.6-34B": 1633}, tolerance=15),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +129,15 @@ MME = Benchmark(
     reference="calculation.py of MME's eval_tool, fed as convert_answer_to_mme.py of LLaVA's eval.zip feeds it. Departures: a missing"
     " answer is wrong where there the subtask cannot be read; the two questions of a picture are found by its name, not by their order",
     protocols=(
-        Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=SHORT, published=_PUBLISHED_1_5),
         Protocol(
-            name="llava-1.6", aspect="anyres", suffix=SHORT, note="the prompt format is the checkpoint's own", published=_PUBLISHED_1_6
+            name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=SHORT, published=numbers("mme", "llava-1.5", headline="perception")
+        ),
+        Protocol(
+            name="llava-1.6",
+            aspect="anyres",
+            suffix=SHORT,
+            note="the prompt format is the checkpoint's own",
+            published=numbers("mme", "llava-1.6", headline="perception"),
         ),
         Protocol(name="official", aspect="pad", suffix=PLEASE, note="asked as MME's own files do"),
     ),

@@ -25,7 +25,8 @@ from llavakit.eval import shares
 from llavakit.eval.benchmark import LETTER, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS, lettered
 from llavakit.eval.official import bad, picture, there, unique
-from llavakit.eval.rows import BLOG, ZOO, Row, entries, printed
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, entries
 from llavakit.types import Image
 
 DISCIPLINES: Mapping[str, tuple[str, ...]] = {
@@ -193,7 +194,6 @@ def submit(answered: Sequence[Answered], folder: Path) -> Path:
     return path
 
 
-_1_6 = {"1.6-vicuna-7B": 35.8, "1.6-vicuna-13B": 36.2, "1.6-mistral-7B": 35.3, "1.6-34B": 51.1}
 _NOTE = "only the first picture is shown; choices are followed by the instruction for a letter, the others by that for a word; "
 MMMU = Benchmark(
     name="mmmu",
@@ -206,14 +206,14 @@ MMMU = Benchmark(
             name="llava-1.6",
             aspect="anyres",
             note=f"{_NOTE}options as `A. text`, which is how we think it was asked",
-            published=printed("accuracy", ZOO, _1_6),
+            published=numbers("mmmu", "llava-1.6", headline="accuracy"),
         ),
         Protocol(
             name="llava-1.5",
             template="vicuna_v1",
             aspect="pad",
             note=f"{_NOTE}options as `(A) text`, as MMMU's own script asks",
-            published=printed("accuracy", BLOG, {"1.5-13B": 36.4}),
+            published=numbers("mmmu", "llava-1.5", headline="accuracy"),
         ),
     ),
     questions=questions,

@@ -15,19 +15,12 @@ from pathlib import Path
 
 from llavakit.eval.benchmark import SHORT, Benchmark, Protocol, Question
 from llavakit.eval.official import find, pictures, there, unique
-from llavakit.eval.rows import PAPER, ZOO, Row, asked, entries, printed
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, asked, entries
 from llavakit.eval.yes_no import SPLITS, pope_scores, pope_verdict
 from llavakit.types import Image
 
 BY_ORDER = "by-order"
-_PUBLISHED_1_5 = (
-    *printed("f1", PAPER, {"1.5-7B": 85.9, "1.5-13B": 85.9}),
-    *printed("random", PAPER, {"1.5-7B": 87.3, "1.5-13B": 87.1, "1.5-13B-HD, 448 px": 87.5}),
-    *printed("popular", PAPER, {"1.5-7B": 86.1, "1.5-13B": 86.2, "1.5-13B-HD, 448 px": 86.4}),
-    *printed("adversarial", PAPER, {"1.5-7B": 84.2, "1.5-13B": 84.5, "1.5-13B-HD, 448 px": 85.0}),
-    *printed("f1", ZOO, {"1.5-7B LoRA": 86.4, "1.5-13B LoRA": 86.7}),
-)
-_PUBLISHED_1_6 = printed("f1", ZOO, {"1.6-vicuna-7B": 86.5, "1.6-vicuna-13B": 86.2, "1.6-mistral-7B": 86.7, "1.6-34B": 87.7})
 _OFFSET = 10_000_000  # what upstream's file adds to ids so that three splits share one file
 
 
@@ -116,10 +109,14 @@ POPE = Benchmark(
             aspect="pad",
             suffix=SHORT,
             note="papers quote the mean F1 of the three splits",
-            published=_PUBLISHED_1_5,
+            published=numbers("pope", "llava-1.5", headline="f1"),
         ),
         Protocol(
-            name="llava-1.6", aspect="anyres", suffix=SHORT, note="the prompt format is the checkpoint's own", published=_PUBLISHED_1_6
+            name="llava-1.6",
+            aspect="anyres",
+            suffix=SHORT,
+            note="the prompt format is the checkpoint's own",
+            published=numbers("pope", "llava-1.6", headline="f1"),
         ),
         Protocol(
             name=BY_ORDER,
@@ -127,7 +124,7 @@ POPE = Benchmark(
             aspect="pad",
             suffix=SHORT,
             note="labels by their order in each split, as upstream's scorer finds them",
-            published=_PUBLISHED_1_5,
+            published=numbers("pope", "llava-1.5", headline="f1"),
         ),
     ),
     questions=questions,

@@ -2,7 +2,7 @@
 
     file --lines, entries, table--> Row --whole, texts, one_of--> a value of the right type, or DataError with file and line
 
-Also here: the sources of published numbers, and a question with what a protocol adds.
+``asked`` is a question with what a protocol adds.
 """
 
 from __future__ import annotations
@@ -17,12 +17,7 @@ from typing import Any
 
 from llavakit.errors import DataError
 from llavakit.eval import official
-from llavakit.eval.benchmark import Published
 
-PAPER = "arXiv 2310.03744"
-ZOO = "docs/MODEL_ZOO.md of haotian-liu/LLaVA"
-BLOG = "blog LLaVA-NeXT, 2024-01-30"
-MAY = "blog LLaVA-NeXT with stronger LLMs, 2024-05-10"
 ANEW = "take the official file anew"
 
 
@@ -107,8 +102,3 @@ def decoded(row: Row, text: str, key: str = "image") -> bytes:
 def asked(question: str, suffix: str) -> str:
     """The question, and on a line of its own what the protocol adds."""
     return f"{question}\n{suffix}" if suffix else question
-
-
-def printed(metric: str, source: str, values: Mapping[str, float], *, tolerance: float = 0.5) -> tuple[Published, ...]:
-    """What a source prints of one metric, model by model."""
-    return tuple(Published(model=model, metric=metric, value=value, tolerance=tolerance, source=source) for model, value in values.items())

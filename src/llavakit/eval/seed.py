@@ -20,7 +20,8 @@ from llavakit.eval import shares
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import lettered
 from llavakit.eval.official import bad, there, unique
-from llavakit.eval.rows import PAPER, ZOO, Row, asked, entries, number, printed, whole_object
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, asked, entries, number, whole_object
 from llavakit.types import Image
 
 _FRAMES = {10: "task10/ssv2_8_frame", 11: "task11/kitchen_8_frame", 12: "task12/breakfast_8_frame"}
@@ -119,13 +120,6 @@ def submit(answered: Sequence[Answered], folder: Path) -> Path:
     return path
 
 
-_PUBLISHED_1_5 = (
-    *printed("all", PAPER, {"1.5-7B": 58.6, "1.5-13B": 61.6, "1.5-13B-HD, 448 px": 62.6}),
-    *printed("image", PAPER, {"1.5-7B": 66.1, "1.5-13B": 68.2, "1.5-13B-HD, 448 px": 70.1}),
-    *printed("video", PAPER, {"1.5-7B": 37.3, "1.5-13B": 42.7, "1.5-13B-HD, 448 px": 41.3}),
-    *printed("all", ZOO, {"1.5-7B LoRA": 60.1, "1.5-13B LoRA": 61.3}),
-)
-_PUBLISHED_1_6 = printed("image", ZOO, {"1.6-vicuna-7B": 70.2, "1.6-vicuna-13B": 71.9, "1.6-mistral-7B": 72.2, "1.6-34B": 75.9})
 SEED = Benchmark(
     name="seed",
     title="SEED-Bench: choices about pictures and videos",
@@ -139,14 +133,14 @@ SEED = Benchmark(
             aspect="pad",
             suffix=LETTER,
             note="videos by their middle frame",
-            published=_PUBLISHED_1_5,
+            published=numbers("seed", "llava-1.5", headline="all"),
         ),
         Protocol(
             name="llava-1.6",
             aspect="anyres",
             suffix=LETTER,
             note="the prompt format is the checkpoint's own; published for pictures only",
-            published=_PUBLISHED_1_6,
+            published=numbers("seed", "llava-1.6", headline="all"),
         ),
     ),
     questions=questions,
