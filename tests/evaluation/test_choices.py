@@ -295,7 +295,7 @@ def test_a_broken_row_of_mmbench_is_told_with_its_line(tmp_path: Path, broken: l
 def test_other_faults_of_tables(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="mmbench_dev_20230712"):
         ask(tmp_path)
-    with pytest.raises(DataError, match="two questions with the id '1'"):
+    with pytest.raises(DataError, match="two questions have the id 1"):
         ask(table(tmp_path / "a.tsv", [row(1), row(1)]))
     with pytest.raises(DataError, match="no column image"):
         ask(table(tmp_path / "a.tsv", [["1", "q", "x"]], ["index", "question", "A"]))

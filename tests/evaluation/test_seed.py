@@ -135,10 +135,10 @@ def test_faults_of_seed_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no SEED-Bench\.json"):
         ask_seed(tmp_path)
     for fault, what in (
-        ({"answer": "E"}, "'answer' is 'E'"),
+        ({"answer": "E"}, "answer is 'E'"),
         ({"question_type_id": 3}, "no name for question type 3"),
-        ({"data_type": "sound"}, "'data_type' is 'sound'"),
-        ({"choice_d": None}, "'choice_d' is None"),
+        ({"data_type": "sound"}, "data_type is 'sound'"),
+        ({"choice_d": None}, "choice_d is not text"),
     ):
         seed_files(tmp_path, [QUESTIONS[0], {**QUESTIONS[1], **fault}])
         with pytest.raises(DataError, match=what) as caught:

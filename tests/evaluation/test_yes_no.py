@@ -193,11 +193,11 @@ def test_labels_of_another_revision_are_noticed(tmp_path: Path) -> None:
     ("broken", "what"),
     [
         ('{"question_id": 1', "not JSON"),
-        ("[1]", "no JSON object"),
-        ('{"image": "a.jpg", "text": "?", "label": "yes"}', "no 'question_id'"),
+        ("[1]", "not an object"),
+        ('{"image": "a.jpg", "text": "?", "label": "yes"}', "no question_id"),
         ('{"question_id": "x", "image": "a.jpg", "text": "?", "label": "yes"}', "no whole number"),
-        ('{"question_id": 1, "image": "a.jpg", "text": "?", "label": "maybe"}', "'label' is 'maybe'"),
-        ('{"question_id": 1, "image": 7, "text": "?", "label": "yes"}', "'image' is 7"),
+        ('{"question_id": 1, "image": "a.jpg", "text": "?", "label": "maybe"}', "label is 'maybe'"),
+        ('{"question_id": 1, "image": 7, "text": "?", "label": "yes"}', "image is not text"),
     ],
 )
 def test_a_broken_line_of_pope_is_told_with_its_place(tmp_path: Path, broken: str, what: str) -> None:

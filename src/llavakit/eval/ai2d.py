@@ -13,11 +13,12 @@ import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llavakit.errors import DataError
-from llavakit.eval import intervals
+from llavakit.eval import shares
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS, lettered
-from llavakit.eval.rows import MAY, Row, asked, find, printed, read_object, read_parquet, read_text, seek, unique
+from llavakit.eval.official import bad, find, picture, read_text, there, unique
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, asked, entries, whole_object
 from llavakit.types import Image
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -29,8 +30,8 @@ def same(text: str, letter: str) -> bool:
 
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
-    home = seek(folder, "questions")
-    rows = _official(folder, home) if home is not None else _tables(folder)
+    home = folder / "questions"
+    rows = _official(folder, home) if home.is_dir() else _tables(folder)
     found = []
     for name, row, options, answer, image in rows:
         if not 0 <= answer < len(options):
@@ -46,35 +47,32 @@ _Read = tuple[str, Row, tuple[str, ...], int, Image]  # id, row, options, index 
 def _official(folder: Path, home: Path) -> Iterator[_Read]:
     ids = {line.strip() for line in read_text(find(folder, "ai2d_test_ids.csv")).split("\n") if line.strip()}
     for path in sorted(home.glob("*.json")):
-        whole = read_object(path)
-        picture, asking = whole.text("imageName"), whole.value("questions")
-        if picture.split(".")[0] not in ids:
+        whole = whole_object(path)
+        name, asking = whole.text("imageName"), whole.get("questions")
+        if name.split(".")[0] not in ids:
             continue
         if not isinstance(asking, dict):
-            raise whole.fail("'questions' is no object")
+            raise whole.fail("questions is no object")
         for question, values in asking.items():
             row = Row({"question": question, **(values if isinstance(values, dict) else {})}, f"{path} {question!r}")
-            lettered_one = seek(folder, f"abc_images/{picture}") if row.values.get("abcLabel") else None
-            shown = Image(lettered_one or folder / "images" / picture)
+            lettered_one = there(folder, f"abc_images/{name}") if row.get("abcLabel") else None
+            shown = Image(lettered_one or folder / "images" / name)
             yield row.text("questionId"), row, row.texts("answerTexts"), row.whole("correctAnswer"), shown
 
 
 def _tables(folder: Path) -> Iterator[_Read]:
     tables = sorted(folder.rglob("*.parquet"))
     if not tables:
-        raise DataError("no questions/", code="missing_file", where=str(folder), remedy="put AI2D's folders or the parquet files there")
+        raise bad("no questions/", folder, "put AI2D's folders or the parquet files there")
     number = 0
     for path in tables:
-        for row in read_parquet(path):
-            image = row.value("image")
-            if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
-                raise row.fail("'image' holds no bytes")
-            yield str(number), row, row.texts("options"), row.whole("answer"), Image(image["bytes"])
+        for row in entries(path):
+            yield str(number), row, row.texts("options"), row.whole("answer"), picture(row, "image", path)
             number += 1
 
 
 def scores(answered: Sequence[Answered]) -> list[Score]:
-    return [intervals.of_hits("accuracy", [_right(one) for one in answered], headline=True)] if answered else []
+    return [shares.mean("accuracy", [_right(one) for one in answered], headline=True)] if answered else []
 
 
 def verdict(answered: Answered) -> Verdict:
@@ -85,7 +83,6 @@ def _right(answered: Answered) -> bool:
     return answered.text is not None and same(answered.text, answered.question.truth)
 
 
-_MAY = {"1.6-vicuna-7B": 66.6, "1.6-vicuna-13B": 70.0, "1.6-mistral-7B": 60.8, "1.6-34B": 74.9}
 AI2D = Benchmark(
     name="ai2d",
     title="AI2D: choices about diagrams",
@@ -98,7 +95,7 @@ AI2D = Benchmark(
             suffix=LETTER,
             max_new_tokens=16,
             note="the prompt format is the checkpoint's own; published in May 2024 with lmms-eval",
-            published=printed("accuracy", MAY, _MAY),
+            published=numbers("ai2d", "llava-1.6", headline="accuracy"),
         ),
         Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=LETTER, max_new_tokens=16),
     ),

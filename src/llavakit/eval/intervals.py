@@ -1,4 +1,4 @@
-"""How sure shares and means are: half of their 95 % interval, in closed form."""
+"""Intervals where ``shares`` has none: of a share that another number follows from, of points without a bound, of sums."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from llavakit.eval.benchmark import Score
 
-_Z = 1.959963984540054  # 97.5 % of the normal distribution
+_Z = 1.96
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
@@ -24,11 +24,6 @@ def share(metric: str, right: int, total: int, *, headline: bool = False) -> Sco
         return Score(metric=metric, value=0.0, count=0, headline=headline)
     low, high = wilson(right, total)
     return Score(metric=metric, value=100 * right / total, count=total, half_width=50 * (high - low), headline=headline)
-
-
-def of_hits(metric: str, hits: Sequence[bool], *, headline: bool = False) -> Score:
-    """The share of those that are true."""
-    return share(metric, sum(hits), len(hits), headline=headline)
 
 
 def of_mean(values: Sequence[float]) -> float | None:

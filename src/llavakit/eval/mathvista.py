@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit.errors import DataError
-from llavakit.eval import intervals
+from llavakit.eval import shares
 from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS
 from llavakit.eval.edit_distance import distance
 from llavakit.eval.mathvista_asking import EXAMPLES, NO_ANSWER, hint, query
-from llavakit.eval.rows import BLOG, ZOO, Row, printed, read_object, read_parquet, seek, unique
+from llavakit.eval.official import bad, picture, there, unique
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, entries, whole_object
 from llavakit.responder import Completer, Ledger, Limits, Outcome, Query, ask_all, settled
 from llavakit.types import Conversation, Image, Sampling
 
@@ -116,8 +117,8 @@ def scores(answered: Sequence[Answered], judged: Mapping[str, str] = {}, *, empt
         read.append(one.question.id in judged or quick((one.text or "").strip(), problem) is not None)
         for key, value in (("question_type", problem.question_type), ("answer_type", problem.answer_type), *problem.groups):
             hits[f"{key}: {value}"].append(every[-1])
-    found = [intervals.of_hits("accuracy", every, headline=True), intervals.of_hits("read", read)]
-    return found + [intervals.of_hits(name, of) for name, of in sorted(hits.items())]
+    found = [shares.mean("accuracy", every, headline=True), shares.mean("read", read)]
+    return found + [shares.mean(name, of) for name, of in sorted(hits.items())]
 
 
 def verdict(answered: Answered) -> Verdict:
@@ -160,40 +161,40 @@ def judged(answered: Sequence[Answered], judge: str, ledger: Ledger, *, again: i
 
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
-    prompts = seek(folder, "query.json", "data/query.json")
-    handed_out: Mapping[str, Any] = {} if prompts is None else read_object(prompts).values
-    return unique([_question(row, folder, protocol, handed_out) for row in _rows(folder)], folder)
+    prompts = there(folder, "query.json", "data/query.json")
+    handed_out: Mapping[str, Any] = {} if prompts is None else whole_object(prompts)
+    return unique([_question(row, image, protocol, handed_out) for row, image in _rows(folder)], folder)
 
 
-def _rows(folder: Path) -> Iterator[Row]:
-    whole = seek(folder, "testmini.json", "data/testmini.json")
+def _rows(folder: Path) -> Iterator[tuple[Row, Image]]:
+    """The problems with their pictures."""
+    whole = there(folder, "testmini.json", "data/testmini.json")
     tables = sorted(folder.rglob("testmini-*.parquet"))
     if whole is not None:
-        for name, values in read_object(whole).values.items():
-            yield Row({"pid": name, **(values if isinstance(values, dict) else {})}, f"{whole} problem {name}")
+        for name, values in whole_object(whole).items():
+            row = Row({"pid": name, **(values if isinstance(values, dict) else {})}, f"{whole} problem {name}")
+            yield row, Image(folder / row.text("image"))
     elif tables:
-        for path in tables:
-            yield from read_parquet(path)
+        yield from ((row, picture(row, "decoded_image", path)) for path in tables for row in entries(path))
     else:
-        remedy = "put it there with images/, or the parquet files of AI4Math/MathVista"
-        raise DataError("no testmini.json", code="missing_file", where=str(folder), remedy=remedy)
+        raise bad("no testmini.json", folder, "put it there with images/, or the parquet files of AI4Math/MathVista")
 
 
-def _question(row: Row, folder: Path, protocol: Protocol, handed_out: Mapping[str, Any]) -> Question:
+def _question(row: Row, image: Image, protocol: Protocol, handed_out: Mapping[str, Any]) -> Question:
     name, kind = row.text("pid"), row.one_of("question_type", CHOICE, "free_form")
-    choices = row.texts("choices") if row.value("choices") is not None else ()
+    choices = row.texts("choices") if row.get("choices") is not None else ()
     if (kind == CHOICE) != bool(choices):
         raise row.fail(f"{len(choices)} choices for a question of type {kind}")
-    precision = row.value("precision")
+    precision = row.get("precision")
     if precision is not None and not isinstance(precision, int | float):
-        raise row.fail(f"'precision' is {precision!r}, no number")
+        raise row.fail(f"precision is {precision!r}, no number")
     short = protocol.name == SHORT_PROMPT
-    unit, answer_type = row.values.get("unit"), row.text("answer_type")
+    unit, answer_type = row.get("unit"), row.text("answer_type")
     hinted = hint(answer_type, None if precision is None else int(precision), short=short)
     if hinted is None:
         raise row.fail(f"no instruction for an answer of type {answer_type} with precision {precision}")
     built = query(row.text("question"), choices, unit or "", hinted, short=short)
-    given = handed_out.get(name, row.values.get("query"))
+    given = handed_out.get(name, row.get("query"))
     prompt = given if isinstance(given, str) and given and not short else built
     problem = Problem(
         question_type=kind,
@@ -204,26 +205,16 @@ def _question(row: Row, folder: Path, protocol: Protocol, handed_out: Mapping[st
         query=prompt,
         groups=tuple(_groups(row)),
     )
-    return Question(
-        id=name, given=name, prompt=prompt, image=_picture(row, folder), category=dict(problem.groups).get("task", ""), truth=problem
-    )
+    return Question(id=name, given=name, prompt=prompt, image=image, category=dict(problem.groups).get("task", ""), truth=problem)
 
 
 def _groups(row: Row) -> Iterator[tuple[str, str]]:
-    metadata = row.values.get("metadata") or {}
+    metadata = row.get("metadata") or {}
     for key in GROUPS:
         value = metadata.get(key)
         yield from ((key, str(item)) for item in (value if isinstance(value, list) else [value] if value is not None else []))
 
 
-def _picture(row: Row, folder: Path) -> Image:
-    held = row.values.get("decoded_image")
-    if isinstance(held, dict) and isinstance(held.get("bytes"), bytes):
-        return Image(held["bytes"])
-    return Image(folder / row.text("image"))
-
-
-_1_6 = {"1.6-vicuna-7B": 34.6, "1.6-vicuna-13B": 35.3, "1.6-mistral-7B": 37.7, "1.6-34B": 46.5}
 _NOTE = "MathVista's own prompts; answers were taken out of replies by a language model, so without a judge expect less"
 MATHVISTA = Benchmark(
     name="mathvista",
@@ -234,7 +225,12 @@ MATHVISTA = Benchmark(
     " is taken as it is; the judge is asked in our own words",
     protocols=(
         Protocol(
-            name="llava-1.6", aspect="anyres", max_new_tokens=1024, judge="gpt-4", note=_NOTE, published=printed("accuracy", ZOO, _1_6)
+            name="llava-1.6",
+            aspect="anyres",
+            max_new_tokens=1024,
+            judge="gpt-4",
+            note=_NOTE,
+            published=numbers("mathvista", "llava-1.6", headline="accuracy"),
         ),
         Protocol(
             name="llava-1.5",
@@ -243,7 +239,7 @@ MATHVISTA = Benchmark(
             max_new_tokens=1024,
             judge="gpt-4",
             note=_NOTE,
-            published=printed("accuracy", BLOG, {"1.5-13B": 27.6}),
+            published=numbers("mathvista", "llava-1.5", headline="accuracy"),
         ),
         Protocol(
             name=SHORT_PROMPT,

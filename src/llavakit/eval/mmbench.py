@@ -18,11 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llavakit.errors import DataError, MissingExtraError
-from llavakit.eval import intervals
+from llavakit.errors import MissingExtraError
+from llavakit.eval import shares
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS, SHIFT, absent, circular, infer, lettered, rotated, until_absent
-from llavakit.eval.rows import PAPER, ZOO, Row, asked, decoded, number, printed, read_table, seek, unique
+from llavakit.eval.official import bad, there, unique
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, asked, decoded, number, table
 from llavakit.types import Image
 
 LETTER_CN = "请直接回答选项字母。"
@@ -46,14 +48,14 @@ Infer = Callable[[str, Mapping[str, str]], str | None]
 def questions(folder: Path, protocol: Protocol, *, names: Sequence[str] = _EN) -> list[Question]:
     """One question a row, or under ``all-rounds`` as many as it has options. ``folder`` may be the table itself."""
     path = _table(folder, names)
-    columns, rows = read_table(path)
+    columns, rows = table(path)
     lacking = [column for column in ("index", "question", "image", "A") if column not in columns]
     if lacking:
-        raise DataError(f"no column {', '.join(lacking)}", code="bad_record", where=f"{path}:1", remedy="give a table of MMBench")
+        raise bad(f"no column {', '.join(lacking)}", f"{path}:1", "give a table of MMBench")
     pictures = _Pictures(rows)
     found: list[Question] = []
     for row in rows:
-        cells = {column: None if cell in _ABSENT else cell for column, cell in row.values.items()}
+        cells = {column: None if cell in _ABSENT else cell for column, cell in row.items()}
         if protocol.name != ALL_ROUNDS or row.whole("index") < SHIFT:
             found += _rounds(row, cells, protocol, pictures.of(row))
     return unique(found, path)
@@ -90,12 +92,12 @@ class _Pictures:
     """The pictures of a table's rows; rows of one picture share its bytes."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = {row.values["index"]: row for row in rows}
+        self._rows = {row["index"]: row for row in rows}
         self._held: dict[bytes, Image] = {}
 
     def of(self, row: Row) -> Image:
         cell = row.text("image")
-        if len(cell) < _SHORTEST_PICTURE and cell in self._rows and cell != row.values["index"]:
+        if len(cell) < _SHORTEST_PICTURE and cell in self._rows and cell != row["index"]:
             cell = self._rows[cell].text("image")
         key = hashlib.sha256(cell.encode()).digest()
         if key not in self._held:
@@ -107,9 +109,9 @@ def _table(folder: Path, names: Sequence[str]) -> Path:
     if folder.is_file():
         return folder
     tables = sorted(folder.glob("*.tsv"))
-    path = seek(folder, *names) or (tables[0] if len(tables) == 1 else None)
+    path = there(folder, *names) or (tables[0] if len(tables) == 1 else None)
     if path is None:
-        raise DataError(f"no {names[0]}", code="missing_file", where=str(folder), remedy="put it there, or one table of another name")
+        raise bad(f"no {names[0]}", folder, "put it there, or one table of another name")
     return path
 
 
@@ -133,9 +135,9 @@ def scores(answered: Sequence[Answered], *, how: Infer = infer) -> list[Score]:
         for name in filter(None, (ability, category)):
             by_name[name].append(right[int(question.given)])
     return [
-        intervals.of_hits("circular", list(right.values()), headline=True),
-        intervals.of_hits("single", [hit for _, hit in firsts]),
-        *(intervals.of_hits(name, hits) for name, hits in by_name.items()),
+        shares.mean("circular", list(right.values()), headline=True),
+        shares.mean("single", [hit for _, hit in firsts]),
+        *(shares.mean(name, hits) for name, hits in by_name.items()),
     ]
 
 
@@ -178,22 +180,7 @@ def _cells(answered: Answered) -> dict[str, Any]:
     return {**dict(answered.question.row), "prediction": answered.text}
 
 
-_PUBLISHED = {
-    "mmbench": (
-        {"1.5-7B": 64.3, "1.5-13B": 67.7, "1.5-13B-HD, 448 px": 68.8},
-        {"1.5-7B LoRA": 66.1, "1.5-13B LoRA": 68.5},
-        {"1.6-vicuna-7B": 67.4, "1.6-vicuna-13B": 70.0, "1.6-mistral-7B": 68.7, "1.6-34B": 79.3},
-    ),
-    "mmbench-cn": (
-        {"1.5-7B": 58.3, "1.5-13B": 63.6, "1.5-13B-HD, 448 px": 61.9},
-        {"1.5-7B LoRA": 58.9, "1.5-13B LoRA": 61.5},
-        {"1.6-vicuna-7B": 60.6, "1.6-vicuna-13B": 64.4, "1.6-mistral-7B": 61.2, "1.6-34B": 79.0},
-    ),
-}
-
-
 def _protocols(name: str, suffix: str) -> tuple[Protocol, ...]:
-    paper, lora, tiled = _PUBLISHED[name]
     first = Protocol(
         name="llava-1.5",
         template="vicuna_v1",
@@ -201,7 +188,7 @@ def _protocols(name: str, suffix: str) -> tuple[Protocol, ...]:
         suffix=suffix,
         max_new_tokens=1024,
         note="published by MMBench's server, whose judge reads what rules cannot; the moved rows are in the file",
-        published=(*printed("circular", PAPER, paper), *printed("circular", ZOO, lora)),
+        published=numbers(name, "llava-1.5", headline="circular"),
     )
     return (
         first,
@@ -211,7 +198,7 @@ def _protocols(name: str, suffix: str) -> tuple[Protocol, ...]:
             suffix=suffix,
             max_new_tokens=1024,
             note=first.note,
-            published=printed("circular", ZOO, tiled),
+            published=numbers(name, "llava-1.6", headline="circular"),
         ),
         Protocol(
             name=ALL_ROUNDS,

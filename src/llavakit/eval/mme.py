@@ -14,23 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavakit.errors import DataError
 from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question
-from llavakit.eval.rows import MAY, PAPER, ZOO, Row, asked, find, printed, read_lines, read_text, seek
+from llavakit.eval.official import bad, find, read_text, there
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, asked, entries
 from llavakit.eval.yes_no import COGNITION, PERCEPTION, PLEASE, mme_key, mme_scores, mme_verdict
 from llavakit.types import Image
 
+RELEASE = "MME_Benchmark_release_version"
 _PICTURES = (".png", ".jpg", ".jpeg")
-_PUBLISHED_1_5 = (
-    *printed("perception", PAPER, {"1.5-7B": 1510.7, "1.5-13B": 1531.3, "1.5-13B-HD, 448 px": 1500.1}, tolerance=15),
-    *printed("perception", ZOO, {"1.5-7B LoRA": 1476.9, "1.5-13B LoRA": 1541.7}, tolerance=15),
-)
-_NEXT = {"1.6-vicuna-7B": 1519.0, "1.6-vicuna-13B": 1575.0, "1.6-mistral-7B": 1498.0, "1.6-34B": 1631.0}
-_PUBLISHED_1_6 = (
-    *printed("perception", ZOO, _NEXT, tolerance=15),
-    *printed("cognition", ZOO, {"1.6-vicuna-7B": 332, "1.6-vicuna-13B": 326, "1.6-mistral-7B": 321, "1.6-34B": 397}, tolerance=10),
-    *printed("perception", MAY, {"1.6-mistral-7B": 1501, "1.6-34B": 1633}, tolerance=15),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +41,12 @@ _Texts = Mapping[str, Mapping[str, str]]  # picture's name without its ending ->
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
     """As upstream's file asks them, where it lies there, else subtask by subtask from the official folders."""
-    home = seek(folder, "MME_Benchmark_release_version", "MME_Benchmark") or folder
+    home = folder / RELEASE if (folder / RELEASE).is_dir() else folder
     texts = {name: _texts(home / name) for name in (*PERCEPTION, *COGNITION) if (home / name).is_dir()}
     if not texts:
         remedy = f"give the folder that holds {PERCEPTION[0]}, {PERCEPTION[1]}, ..."
-        raise DataError("no subtask of MME", code="missing_file", where=str(folder), remedy=remedy)
-    upstream = seek(folder, "llava_mme.jsonl")
+        raise bad("no subtask of MME", folder, remedy)
+    upstream = there(folder, "llava_mme.jsonl")
     asking = _official(home, texts) if upstream is None else _upstream(upstream, texts)
     found: list[Question] = []
     count: dict[str, int] = defaultdict(int)
@@ -74,13 +66,13 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
     odd = next((picture for picture, number in count.items() if number != 2), None)
     if odd is not None:
         what = f"{odd} has {count[odd]} different questions"
-        raise DataError(what, code="bad_record", where=str(folder), remedy="MME asks two about each picture: take its files anew")
+        raise bad(what, folder, "MME asks two about each picture: take its files anew")
     return found
 
 
 def _upstream(path: Path, texts: Mapping[str, _Texts]) -> Iterator[_Asked]:
     """Upstream's questions with the official answers, found as its converter finds them."""
-    for row in read_lines(path):
+    for row in entries(path):
         picture = row.text("question_id")
         subtask, stem = picture.split("/")[0], picture.split("/")[-1].split(".")[0]
         known = texts.get(subtask, {}).get(stem, {})
@@ -104,7 +96,8 @@ def _official(home: Path, texts: Mapping[str, _Texts]) -> Iterator[_Asked]:
 def _texts(folder: Path) -> _Texts:
     """The text files of one subtask: a question, a tab, Yes or No."""
     found: dict[str, dict[str, str]] = {}
-    for path in sorted((seek(folder, "questions_answers_YN") or folder).glob("*.txt")):
+    apart = folder / "questions_answers_YN"
+    for path in sorted((apart if apart.is_dir() else folder).glob("*.txt")):
         known = found.setdefault(path.stem, {})
         for number, line in enumerate(read_text(path).split("\n"), 1):
             question, _, answer = line.strip().partition("\t")
@@ -136,9 +129,15 @@ MME = Benchmark(
     reference="calculation.py of MME's eval_tool, fed as convert_answer_to_mme.py of LLaVA's eval.zip feeds it. Departures: a missing"
     " answer is wrong where there the subtask cannot be read; the two questions of a picture are found by its name, not by their order",
     protocols=(
-        Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=SHORT, published=_PUBLISHED_1_5),
         Protocol(
-            name="llava-1.6", aspect="anyres", suffix=SHORT, note="the prompt format is the checkpoint's own", published=_PUBLISHED_1_6
+            name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=SHORT, published=numbers("mme", "llava-1.5", headline="perception")
+        ),
+        Protocol(
+            name="llava-1.6",
+            aspect="anyres",
+            suffix=SHORT,
+            note="the prompt format is the checkpoint's own",
+            published=numbers("mme", "llava-1.6", headline="perception"),
         ),
         Protocol(name="official", aspect="pad", suffix=PLEASE, note="asked as MME's own files do"),
     ),

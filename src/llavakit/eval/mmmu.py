@@ -17,15 +17,16 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llavakit.errors import DataError
-from llavakit.eval import intervals
+from llavakit.eval import shares
 from llavakit.eval.benchmark import LETTER, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import LETTERS, lettered
-from llavakit.eval.rows import BLOG, ZOO, Row, printed, read_json, read_lines, read_parquet, seek, unique
+from llavakit.eval.official import bad, picture, there, unique
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, entries
 from llavakit.types import Image
 
 DISCIPLINES: Mapping[str, tuple[str, ...]] = {
@@ -113,29 +114,17 @@ def free_right(said: set[float | str], truths: Sequence[str]) -> bool:
 
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
-    return unique([_question(row, folder, protocol) for row in _rows(folder)], folder)
+    own = there(folder, "validation.jsonl", "validation.json")
+    paths = [own] if own is not None else sorted(folder.rglob("validation-*.parquet"))
+    if not paths:
+        raise bad("no validation-*.parquet", folder, "put MMMU's parquet files there, or validation.jsonl")
+    return unique([_question(row, path, protocol) for path in paths for row in entries(path)], folder)
 
 
-def _rows(folder: Path) -> Iterator[Row]:
-    tables = sorted(folder.rglob("validation-*.parquet"))
-    lines, whole = seek(folder, "validation.jsonl"), seek(folder, "validation.json")
-    if lines is not None:
-        yield from read_lines(lines)
-    elif whole is not None:
-        for place, values in enumerate(read_json(whole)):
-            yield Row(values if isinstance(values, dict) else {}, f"{whole}[{place}]")
-    elif tables:
-        for path in tables:
-            yield from read_parquet(path)
-    else:
-        remedy = "put MMMU's parquet files there, or validation.jsonl"
-        raise DataError("no validation-*.parquet", code="missing_file", where=str(folder), remedy=remedy)
-
-
-def _question(row: Row, folder: Path, protocol: Protocol) -> Question:
+def _question(row: Row, path: Path, protocol: Protocol) -> Question:
     name, question, lettered_one = row.text("id"), row.text("question"), row.text("question_type") == CHOICE
     as_mmmu = protocol.name == "llava-1.5"
-    options, answers = _list(row.value("options")) if lettered_one else (), _list(row.value("answer"))
+    options, answers = _list(row.get("options")) if lettered_one else (), _list(row.get("answer"))
     if lettered_one and (answers[0] not in LETTERS[: len(options)] or not answers[0]):
         raise row.fail(f"the answer is {answers[0]!r} of {len(options)} options")
     if lettered_one:
@@ -146,7 +135,7 @@ def _question(row: Row, folder: Path, protocol: Protocol) -> Question:
         id=name,
         given=name,
         prompt=prompt,
-        image=_picture(row, folder),
+        image=Image(path.parent / row["image_1"]) if isinstance(row.get("image_1"), str) else picture(row, "image_1", path),
         category="_".join(name.split("_")[1:-1]),
         truth=answers[0] if lettered_one else answers,
         row=(("options", options),),
@@ -161,15 +150,6 @@ def _list(value: Any) -> tuple[str, ...]:
         except (ValueError, SyntaxError):
             return (value,)
     return tuple(map(str, value)) if isinstance(value, list | tuple) and value else (str(value),)
-
-
-def _picture(row: Row, folder: Path) -> Image:
-    image: Any = row.value("image_1")
-    if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
-        return Image(image["bytes"])
-    if isinstance(image, str):
-        return Image(folder / image)
-    raise row.fail("'image_1' is neither a picture nor a path")
 
 
 def says(answered: Answered, *, guess: random.Random | None = None) -> Any:
@@ -192,11 +172,11 @@ def scores(answered: Sequence[Answered], *, guess: random.Random | None = None) 
         hits[one.question.category].append(right(one, guess=guess))
     if not hits:
         return []
-    found = [intervals.of_hits("accuracy", [hit for of in hits.values() for hit in of], headline=True)]
+    found = [shares.mean("accuracy", [hit for of in hits.values() for hit in of], headline=True)]
     for discipline, subjects in DISCIPLINES.items():
         together = [hit for subject in subjects for hit in hits.get(subject, ())]
-        found += [intervals.of_hits(discipline, together)] if together else []
-    return found + [intervals.of_hits(subject, of) for subject, of in hits.items()]
+        found += [shares.mean(discipline, together)] if together else []
+    return found + [shares.mean(subject, of) for subject, of in hits.items()]
 
 
 def verdict(answered: Answered) -> Verdict:
@@ -214,7 +194,6 @@ def submit(answered: Sequence[Answered], folder: Path) -> Path:
     return path
 
 
-_1_6 = {"1.6-vicuna-7B": 35.8, "1.6-vicuna-13B": 36.2, "1.6-mistral-7B": 35.3, "1.6-34B": 51.1}
 _NOTE = "only the first picture is shown; choices are followed by the instruction for a letter, the others by that for a word; "
 MMMU = Benchmark(
     name="mmmu",
@@ -227,14 +206,14 @@ MMMU = Benchmark(
             name="llava-1.6",
             aspect="anyres",
             note=f"{_NOTE}options as `A. text`, which is how we think it was asked",
-            published=printed("accuracy", ZOO, _1_6),
+            published=numbers("mmmu", "llava-1.6", headline="accuracy"),
         ),
         Protocol(
             name="llava-1.5",
             template="vicuna_v1",
             aspect="pad",
             note=f"{_NOTE}options as `(A) text`, as MMMU's own script asks",
-            published=printed("accuracy", BLOG, {"1.5-13B": 36.4}),
+            published=numbers("mmmu", "llava-1.5", headline="accuracy"),
         ),
     ),
     questions=questions,

@@ -14,37 +14,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llavakit.eval.benchmark import SHORT, Benchmark, Protocol, Question
-from llavakit.eval.rows import PAPER, ZOO, Row, asked, find, printed, read_lines, seek, unique
+from llavakit.eval.official import find, pictures, there, unique
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, asked, entries
 from llavakit.eval.yes_no import SPLITS, pope_scores, pope_verdict
 from llavakit.types import Image
 
 BY_ORDER = "by-order"
-_PUBLISHED_1_5 = (
-    *printed("f1", PAPER, {"1.5-7B": 85.9, "1.5-13B": 85.9}),
-    *printed("random", PAPER, {"1.5-7B": 87.3, "1.5-13B": 87.1, "1.5-13B-HD, 448 px": 87.5}),
-    *printed("popular", PAPER, {"1.5-7B": 86.1, "1.5-13B": 86.2, "1.5-13B-HD, 448 px": 86.4}),
-    *printed("adversarial", PAPER, {"1.5-7B": 84.2, "1.5-13B": 84.5, "1.5-13B-HD, 448 px": 85.0}),
-    *printed("f1", ZOO, {"1.5-7B LoRA": 86.4, "1.5-13B LoRA": 86.7}),
-)
-_PUBLISHED_1_6 = printed("f1", ZOO, {"1.6-vicuna-7B": 86.5, "1.6-vicuna-13B": 86.2, "1.6-mistral-7B": 86.7, "1.6-34B": 87.7})
 _OFFSET = 10_000_000  # what upstream's file adds to ids so that three splits share one file
 
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
     """As upstream's file asks them, where it lies there, else the official ones, split by split."""
     official = {split: _labels(folder, split) for split in SPLITS}
-    upstream = seek(folder, "llava_pope_test.jsonl")
+    upstream = there(folder, "llava_pope_test.jsonl")
     if upstream is None:
         pairs = [(row, split, row) for split, rows in official.items() for row in rows]
     else:
-        rows = [(row, row.one_of("category", *SPLITS)) for row in read_lines(upstream)]
+        rows = [(row, row.one_of("category", *SPLITS)) for row in entries(upstream)]
         align = _in_order if protocol.name == BY_ORDER else _by_id
         pairs = [
             pair
             for split in dict.fromkeys(split for _, split in rows)
             for pair in align([row for row, own in rows if own == split], split, official[split])
         ]
-    pictures = seek(folder, "val2014", "images", "coco/val2014") or folder / "val2014"
+    place = pictures(folder, "val2014", "images", "coco/val2014")
     found = []
     for row, split, labelled in pairs:
         given = row.whole("question_id")
@@ -53,7 +47,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
                 id=f"{split}-{given % _OFFSET}",
                 given=given,
                 prompt=asked(_bare(row), protocol.suffix),
-                image=Image(pictures / row.text("image")),
+                image=Image(place / row.text("image")),
                 category=split,
                 truth=labelled.one_of("label", "yes", "no"),
             )
@@ -63,7 +57,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
 
 def _labels(folder: Path, split: str) -> list[Row]:
     name = f"coco_pope_{split}.json"
-    return read_lines(find(folder, name, f"coco/{name}", f"output/coco/{name}"))
+    return list(entries(find(folder, name, f"coco/{name}", f"output/coco/{name}"), lines=True))
 
 
 _Aligned = tuple[Row, str, Row]  # as asked, split, with its label
@@ -115,10 +109,14 @@ POPE = Benchmark(
             aspect="pad",
             suffix=SHORT,
             note="papers quote the mean F1 of the three splits",
-            published=_PUBLISHED_1_5,
+            published=numbers("pope", "llava-1.5", headline="f1"),
         ),
         Protocol(
-            name="llava-1.6", aspect="anyres", suffix=SHORT, note="the prompt format is the checkpoint's own", published=_PUBLISHED_1_6
+            name="llava-1.6",
+            aspect="anyres",
+            suffix=SHORT,
+            note="the prompt format is the checkpoint's own",
+            published=numbers("pope", "llava-1.6", headline="f1"),
         ),
         Protocol(
             name=BY_ORDER,
@@ -126,7 +124,7 @@ POPE = Benchmark(
             aspect="pad",
             suffix=SHORT,
             note="labels by their order in each split, as upstream's scorer finds them",
-            published=_PUBLISHED_1_5,
+            published=numbers("pope", "llava-1.5", headline="f1"),
         ),
     ),
     questions=questions,

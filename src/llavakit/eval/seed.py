@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llavakit.errors import DataError
-from llavakit.eval import intervals
+from llavakit.eval import shares
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.choices import lettered
-from llavakit.eval.rows import ANEW, PAPER, ZOO, Row, asked, number, printed, read_lines, read_object, seek, unique
+from llavakit.eval.official import bad, there, unique
+from llavakit.eval.published import numbers
+from llavakit.eval.rows import Row, asked, entries, number, whole_object
 from llavakit.types import Image
 
 _FRAMES = {10: "task10/ssv2_8_frame", 11: "task11/kitchen_8_frame", 12: "task12/breakfast_8_frame"}
@@ -29,29 +30,26 @@ _MIDDLE = "4.png"  # of the eight frames 0.png ... 7.png
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
     """In the order of the official file; wording and pictures as in upstream's file where it has the question."""
-    official, upstream = seek(folder, "SEED-Bench.json"), seek(folder, "llava-seed-bench.jsonl")
-    told = {} if upstream is None else {number(row.value("question_id")): row for row in read_lines(upstream)}
+    official, upstream = there(folder, "SEED-Bench.json"), there(folder, "llava-seed-bench.jsonl")
+    told = {} if upstream is None else {number(row.id("question_id")): row for row in entries(upstream)}
     if official is not None:
         return unique(_official(official, folder, protocol, told), official)
     if upstream is None:
-        remedy = "put it there, or at least llava-seed-bench.jsonl"
-        raise DataError("no SEED-Bench.json", code="missing_file", where=str(folder), remedy=remedy)
+        raise bad("no SEED-Bench.json", folder, "put it there, or at least llava-seed-bench.jsonl")
     return [_upstream(given, row, folder, protocol) for given, row in told.items()]
 
 
 def _official(path: Path, folder: Path, protocol: Protocol, told: Mapping[int | str, Row]) -> list[Question]:
-    whole = read_object(path)
-    types, rows = whole.value("question_type"), whole.value("questions")
-    if not isinstance(types, dict) or not isinstance(rows, list):
-        raise whole.fail("'question_type' is no object, or 'questions' no list")
+    types = whole_object(path).get("question_type")
+    if not isinstance(types, dict):
+        raise bad("question_type is no object", path, "take the official file anew")
     names = {kind: name for name, kind in types.items()}
     found = []
-    for place, values in enumerate(rows):
-        row = Row(values if isinstance(values, dict) else {}, f"{path} questions[{place}]")
+    for row in entries(path, "questions"):
         kind, data = row.whole("question_type_id"), row.one_of("data_type", "image", "video")
         if kind not in names:
-            raise row.fail(f"no name for question type {kind}", ANEW)
-        given = number(row.value("question_id"))
+            raise row.fail(f"no name for question type {kind}")
+        given = number(row.id("question_id"))
         shown = [row.text(f"choice_{letter}") for letter in "abcd"]
         if given in told:
             question = _bare(told[given])
@@ -66,7 +64,7 @@ def _official(path: Path, folder: Path, protocol: Protocol, told: Mapping[int | 
                 image=Image(picture),
                 category=f"{data}/{names[kind]}",
                 truth=row.one_of("answer", *"ABCD"),
-                row=(("question_id", row.value("question_id")),),
+                row=(("question_id", row.id("question_id")),),
             )
         )
     return found
@@ -78,7 +76,7 @@ def _upstream(given: int | str, row: Row, folder: Path, protocol: Protocol) -> Q
         given=given,
         prompt=asked(_bare(row), protocol.suffix),
         image=Image(folder / row.text("image")),
-        category=f"{'video' if 'video' in row.text('image') else 'image'}/{row.values.get('category', '')}",
+        category=f"{'video' if 'video' in row.text('image') else 'image'}/{row.get('category', '')}",
         row=(("question_id", str(given)),),
     )
 
@@ -91,9 +89,9 @@ def _picture(row: Row, folder: Path, kind: int, data: str) -> Path:
     """A picture by its name, a video's middle frame as LLaVA or SEED-Bench keep it; LLaVA's place where there is none."""
     if data == "image":
         return folder / "SEED-Bench-image" / row.text("data_id")
-    given = row.value("question_id")
+    given = row.id("question_id")
     own, eight = f"SEED-Bench-video-image/{kind}_{given}.png", f"{_FRAMES.get(kind)}/{given}/{_MIDDLE}"
-    return seek(folder, own, eight, f"v1_video/{eight}", f"SEED-Bench-video-image/{eight}") or folder / own
+    return there(folder, own, eight, f"v1_video/{eight}", f"SEED-Bench-video-image/{eight}") or folder / own
 
 
 def scores(answered: Sequence[Answered]) -> list[Score]:
@@ -105,9 +103,7 @@ def scores(answered: Sequence[Answered]) -> list[Score]:
             for metric in ("all", data, name):
                 hits[metric].append(one.text == one.question.truth)
     names = [name for name in ("all", "image", "video") if name in hits]
-    return [intervals.of_hits(name, hits.pop(name), headline=name == "all") for name in names] + [
-        intervals.of_hits(*item) for item in hits.items()
-    ]
+    return [shares.mean(name, hits.pop(name), headline=name == "all") for name in names] + [shares.mean(*item) for item in hits.items()]
 
 
 def verdict(answered: Answered) -> Verdict:
@@ -124,13 +120,6 @@ def submit(answered: Sequence[Answered], folder: Path) -> Path:
     return path
 
 
-_PUBLISHED_1_5 = (
-    *printed("all", PAPER, {"1.5-7B": 58.6, "1.5-13B": 61.6, "1.5-13B-HD, 448 px": 62.6}),
-    *printed("image", PAPER, {"1.5-7B": 66.1, "1.5-13B": 68.2, "1.5-13B-HD, 448 px": 70.1}),
-    *printed("video", PAPER, {"1.5-7B": 37.3, "1.5-13B": 42.7, "1.5-13B-HD, 448 px": 41.3}),
-    *printed("all", ZOO, {"1.5-7B LoRA": 60.1, "1.5-13B LoRA": 61.3}),
-)
-_PUBLISHED_1_6 = printed("image", ZOO, {"1.6-vicuna-7B": 70.2, "1.6-vicuna-13B": 71.9, "1.6-mistral-7B": 72.2, "1.6-34B": 75.9})
 SEED = Benchmark(
     name="seed",
     title="SEED-Bench: choices about pictures and videos",
@@ -144,14 +133,14 @@ SEED = Benchmark(
             aspect="pad",
             suffix=LETTER,
             note="videos by their middle frame",
-            published=_PUBLISHED_1_5,
+            published=numbers("seed", "llava-1.5", headline="all"),
         ),
         Protocol(
             name="llava-1.6",
             aspect="anyres",
             suffix=LETTER,
             note="the prompt format is the checkpoint's own; published for pictures only",
-            published=_PUBLISHED_1_6,
+            published=numbers("seed", "llava-1.6", headline="all"),
         ),
     ),
     questions=questions,
