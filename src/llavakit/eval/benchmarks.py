@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 
 from llavakit.errors import ConfigError
-from llavakit.eval.benchmark import Benchmark, Protocol
 from llavakit.eval.ai2d import AI2D
+from llavakit.eval.benchmark import Benchmark, Protocol
 from llavakit.eval.documents import CHARTQA, DOCVQA, DOCVQA_TEST
 from llavakit.eval.gqa import GQA
 from llavakit.eval.llava_bench import COCO, IN_THE_WILD
