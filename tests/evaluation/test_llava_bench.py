@@ -211,11 +211,11 @@ def test_a_broken_answers_file_is_told_with_its_line(tmp_path: Path, rows: list[
 
 def test_published_numbers_are_those_of_the_tables() -> None:
     told = {(b.name, p.name, n.model, n.metric): n.value for b in BENCHMARKS for p in b.protocols for n in p.published}
-    assert told["llava-bench-coco", "v0", "LLaVA, full 158K", "all"] == 85.1
-    assert told["llava-bench", "v0", "LLaVA (3 decodings)", "complex"] == 81.7
-    assert told["llava-bench", "llava-1.5", "llava-v1.5-13b", "all"] == 72.5
-    assert told["llava-bench", "llava-1.6", "llava-v1.6-34b", "all"] == 89.6
-    assert told["llava-bench", "llava-1.6-0613", "llava-v1.6-vicuna-7b", "all"] == 72.3
+    assert told["llava-bench-coco", "v0", "full data, 158K", "all"] == 85.1
+    assert told["llava-bench", "v0", "LLaVA, decoded three times", "complex"] == 81.7
+    assert told["llava-bench", "llava-1.5", "1.5-13B", "all"] == 72.5
+    assert told["llava-bench", "llava-1.6", "1.6-34B", "all"] == 89.6
+    assert told["llava-bench", "llava-1.6-0613", "1.6-vicuna-7B", "all"] == 72.3
     assert {p.judge for p in IN_THE_WILD.protocols} == {"gpt-4-0314", "gpt-4-0613"}
     assert {p.max_new_tokens for b in BENCHMARKS for p in b.protocols} == {1024}
 

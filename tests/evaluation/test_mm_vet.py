@@ -205,8 +205,8 @@ def test_a_broken_file_is_told_with_the_question(tmp_path: Path, row: object) ->
 
 def test_published_numbers_are_those_of_the_table() -> None:
     told = {(p.name, n.model): n.value for p in MM_VET.protocols for n in p.published}
-    assert told["llava-1.5", "llava-v1.5-7b"] == 31.1
-    assert told["llava-1.6", "llava-v1.6-34b"] == 57.4
+    assert told["llava-1.5", "1.5-7B"] == 31.1
+    assert told["llava-1.6", "1.6-34B"] == 57.4
     assert {p.judge for p in MM_VET.protocols} == {"gpt-4-0613"}
 
 

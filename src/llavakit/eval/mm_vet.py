@@ -31,6 +31,7 @@ from llavakit.errors import DataError
 from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Published, Question, Score
 from llavakit.eval.llava_bench import read_answers
 from llavakit.eval.resample import bootstrap
+from llavakit.eval.vqa import PAPER, ZOO
 from llavakit.responder import Completer, Completion, Ledger, Limits, Outcome, Progress, Query, ask_all
 from llavakit.types import Conversation, Image, Sampling, user
 
@@ -338,7 +339,6 @@ def _bad(what: str, where: str) -> DataError:
     return DataError(what, code="bad_record", where=where, remedy="give the official file")
 
 
-_SOURCE = "Improved Baselines with Visual Instruction Tuning, and model zoo"
 _JUDGE = "gpt-4-0613"
 
 
@@ -359,17 +359,15 @@ MM_VET = Benchmark(
         Protocol(
             name="llava-1.5", template="vicuna_v1", aspect="pad", max_new_tokens=1024, judge=_JUDGE,
             note="graded by the official server",
-            published=_published(_SOURCE, {
-                "LLaVA-7B": 25.5, "llava-v1.5-7b": 31.1, "llava-v1.5-13b": 36.1, "LLaVA-1.5-13B-HD": 39.4,
-                "llava-v1.5-7b-lora": 30.2, "llava-v1.5-13b-lora": 38.3,
-            }),
+            published=(
+                *_published(PAPER, {"LLaVA-7B": 25.5, "1.5-7B": 31.1, "1.5-13B": 36.1, "1.5-13B-HD, 448 px": 39.4}),
+                *_published(ZOO, {"1.5-7B LoRA": 30.2, "1.5-13B LoRA": 38.3}),
+            ),
         ),
         Protocol(
             name="llava-1.6", aspect="anyres", max_new_tokens=1024, judge=_JUDGE,
             note="each model in its own prompt format; graded by the official server",
-            published=_published("LLaVA-NeXT blog and model zoo", {
-                "llava-v1.6-vicuna-7b": 43.9, "llava-v1.6-vicuna-13b": 48.4, "llava-v1.6-mistral-7b": 47.3, "llava-v1.6-34b": 57.4,
-            }),
+            published=_published(ZOO, {"1.6-vicuna-7B": 43.9, "1.6-vicuna-13B": 48.4, "1.6-mistral-7B": 47.3, "1.6-34B": 57.4}),
         ),
     ),
 )  # fmt: skip
