@@ -12,15 +12,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Published, Question, Score, Verdict
+from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.official import Row, bad, complete, find, picture, pictures, rows, there, truths, unique, upload
+from llavakit.eval.published import numbers
 from llavakit.eval.shares import all_and_groups, mean
 from llavakit.eval.vqa_questions import asked
 from llavakit.types import Image
 
 ONE_WORD = "Answer the question with a single word."
-BLOG = "blog LLaVA-NeXT with stronger LLMs, 2024-05-10"
-_MODELS = ("1.6-vicuna-7B", "1.6-vicuna-13B", "1.6-mistral-7B", "1.6-34B")
 _SPLITS = ("human", "augmented")
 
 
@@ -185,9 +184,8 @@ def _parquets(folder: Path, split: str, instead: str) -> list[Path]:
     return found
 
 
-def _next(metric: str, values: Sequence[float], *, suffix: str, allowance: int, note: str = "") -> Protocol:
-    cells = zip(_MODELS, values, strict=True)
-    published = tuple(Published(model=model, metric=metric, value=value, source=BLOG) for model, value in cells) if values else ()
+def _next(benchmark: str, metric: str, *, suffix: str, allowance: int, note: str = "") -> Protocol:
+    published = numbers(benchmark, "llava-1.6", headline=metric)
     return Protocol(name="llava-1.6", aspect="anyres", suffix=suffix, max_new_tokens=allowance, note=note, published=published)
 
 
@@ -196,7 +194,7 @@ CHARTQA = Benchmark(
     title="ChartQA, test",
     needs="test_human.json and test_augmented.json, pictures in png/; or the Hub's test-*.parquet",
     reference="Relaxed correctness of pix2struct, as in lmms-eval's chartqa: 5 %. A question without an answer is wrong.",
-    protocols=(_next("accuracy", (54.8, 62.2, 38.8, 68.7), suffix=ONE_WORD, allowance=16),),
+    protocols=(_next("chartqa", "accuracy", suffix=ONE_WORD, allowance=16),),
     questions=chartqa,
     score=score_chartqa,
     verdict=verdict_chartqa,
@@ -207,7 +205,7 @@ DOCVQA = Benchmark(
     needs="val_v1.0_withQT.json or val_v1.0.json, pictures in documents/; or the Hub's validation-*.parquet",
     reference="ANLS of the official script, threshold 0.5, as in lmms-eval's docvqa. A question without an answer has no point.",
     protocols=(
-        _next("anls", (74.4, 77.5, 72.2, 84.0), suffix=SHORT, allowance=128, note="which split the published numbers are of is not stated"),
+        _next("docvqa", "anls", suffix=SHORT, allowance=128, note="which split the published numbers are of is not stated"),
     ),
     questions=docvqa_val,
     score=score_docvqa,
@@ -218,7 +216,7 @@ DOCVQA_TEST = Benchmark(
     title="DocVQA, test (the server scores)",
     needs="test_v1.0.json, pictures in documents/; or the Hub's test-*.parquet",
     reference="[{questionId, answer}]: the reply as it came, as in lmms-eval's docvqa_test; every question must be answered.",
-    protocols=(_next("anls", (), suffix=SHORT, allowance=128, note="no number is known to be of this split"),),
+    protocols=(_next("docvqa-test", "anls", suffix=SHORT, allowance=128, note="no number is known to be of this split"),),
     questions=docvqa_test,
     submit=submit_docvqa,
 )

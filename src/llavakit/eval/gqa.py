@@ -205,8 +205,8 @@ GQA = Benchmark(
     reference="LLaVA's convert_gqa_for_eval and the official eval.py. Without grounding; metrics whose files or questions are missing are "
     "left out, where the script stops; a question without an answer is wrong, where the script stops.",
     protocols=(
-        llava_15((62.0, 63.3, 64.7, 63.0, 63.3), note=_SEEN),
-        llava_16((64.2, 65.4, 64.8, 67.1), note=_SEEN),
+        llava_15("gqa", note=_SEEN),
+        llava_16("gqa", note=_SEEN),
         Protocol(
             name=ALL_QUESTIONS, template="vicuna_v1", aspect="pad", suffix=SHORT,
             note="as llava-1.5, all of test-dev: adds consistency; accuracy is of the balanced questions as ever",

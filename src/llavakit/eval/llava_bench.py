@@ -19,11 +19,10 @@ from typing import Any
 
 from llavakit.data.reading import Records
 from llavakit.errors import DataError
-from llavakit.eval.benchmark import Benchmark, Protocol, Published, Question
-from llavakit.eval.documents import BLOG
+from llavakit.eval.benchmark import Benchmark, Protocol, Question
 from llavakit.eval.judge import WILD, Case
-from llavakit.eval.reviews import Relative, relative_scores  # the scorer: pairs by category -> relative scores
-from llavakit.eval.vqa import PAPER, ZOO
+from llavakit.eval.published import numbers
+from llavakit.eval.reviews import ALL, Relative, relative_scores  # the scorer: pairs by category -> relative scores
 from llavakit.types import Image
 
 __all__ = ["BENCHMARKS", "COCO", "IN_THE_WILD", "Answer", "Relative", "cases", "questions", "read_answers", "relative_scores"]
@@ -193,22 +192,6 @@ def _bad(what: str, where: str) -> DataError:
     return DataError(what, code="bad_record", where=where, remedy="give the release's own file, JSON lines")
 
 
-_PAPER = "arXiv 2304.08485"
-_PAGE = "docs/LLaVA_Bench.md of haotian-liu/LLaVA"
-_PREVIEWS = "docs/MODEL_ZOO.md of haotian-liu/LLaVA, July 2023"
-_CATEGORIES = ("conv", "detail", "complex", "all")
-
-
-def _published(model: str, numbers: tuple[float, ...], source: str, within: tuple[float, ...] = (2.0,) * 4) -> tuple[Published, ...]:
-    """A row of a table. Where it prints no deviation, two points: what three decodings of one model differ by (LLaVA, 67.3 ± 2.0)."""
-    found = zip(_CATEGORIES, numbers, within, strict=True)
-    return tuple(Published(model=model, metric=name, value=value, tolerance=sd, source=source) for name, value, sd in found)
-
-
-def _overall(source: str, numbers: Mapping[str, float]) -> tuple[Published, ...]:
-    return tuple(Published(model=model, metric="all", value=value, tolerance=2.0, source=source) for model, value in numbers.items())
-
-
 _JUDGE, _LATER = "gpt-4-0314", "gpt-4-0613"
 _REFERENCE = (
     "eval_gpt_review_visual.py, eval_gpt_review_bench.py and summarize_gpt_review.py of LLaVA: blocks, parser, ratio of means. We depart:"
@@ -229,13 +212,7 @@ COCO = Benchmark(
             max_new_tokens=1024,
             judge=_JUDGE,
             note="the paper's models, in the checkpoint's own prompt format; 90 questions judged against text-only GPT-4",
-            published=(
-                *_published("full data, 158K", (83.1, 75.3, 96.5, 85.1), _PAPER),
-                *_published("detail + complex", (81.5, 73.3, 90.8, 81.9), _PAPER),
-                *_published("conv + 5 % detail + 10 % complex", (81.0, 68.4, 91.5, 80.5), _PAPER),
-                *_published("conv only", (76.5, 59.8, 84.9, 73.8), _PAPER),
-                *_published("no instruction tuning", (22.0, 24.0, 18.5, 21.5), _PAPER),
-            ),
+            published=numbers("llava-bench-coco", "v0", headline=ALL),
         ),
         Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad", max_new_tokens=1024, judge=_JUDGE, note="no published numbers"),
     ),
@@ -250,46 +227,27 @@ IN_THE_WILD = Benchmark(
     protocols=(
         Protocol(
             name="llava-1.5", template="vicuna_v1", aspect="pad", max_new_tokens=1024, judge=_JUDGE,
-            published=(
-                *_overall(PAPER, {"LLaVA-7B": 62.8, "1.5-7B": 65.4, "1.5-13B": 72.5, "1.5-13B-HD, 448 px": 72.0}),
-                *_overall(ZOO, {"1.5-7B LoRA": 67.9, "1.5-13B LoRA": 69.5}),
-            ),
+            published=numbers("llava-bench", "llava-1.5", headline=ALL),
         ),
         Protocol(
             name="llava-1.6", aspect="anyres", max_new_tokens=1024, judge=_JUDGE,
             note="each model in its own prompt format",
-            published=_overall(ZOO, {"1.6-vicuna-7B": 81.6, "1.6-vicuna-13B": 87.3, "1.6-mistral-7B": 83.2, "1.6-34B": 89.6}),
+            published=numbers("llava-bench", "llava-1.6", headline=ALL),
         ),
         Protocol(
             name="llava-1.6-0613", aspect="anyres", max_new_tokens=1024, judge=_LATER,
             note="the same models judged again in May 2024, since gpt-4-0314 is gone: another judge gives other values",
-            published=_overall(BLOG, {"1.6-vicuna-7B": 72.3, "1.6-vicuna-13B": 72.3, "1.6-mistral-7B": 71.7, "1.6-34B": 88.8}),
+            published=numbers("llava-bench", "llava-1.6-0613", headline=ALL),
         ),
         Protocol(
             name="v0", max_new_tokens=1024, judge=_JUDGE,
             note="the first paper's models, in the checkpoint's own prompt format; the deviations are the table's",
-            published=(
-                *_published("OpenFlamingo", (19.3, 19.0, 19.1, 19.1), _PAPER, (0.5, 0.5, 0.7, 0.4)),
-                *_published("BLIP-2", (54.6, 29.1, 32.9, 38.1), _PAPER, (1.4, 1.2, 0.7, 1.0)),
-                *_published("LLaVA, decoded three times", (57.3, 52.5, 81.7, 67.3), _PAPER, (1.9, 6.3, 1.8, 2.0)),
-                *_published("LLaVA, decoded once, judged three times", (58.8, 49.2, 81.4, 66.7), _PAPER, (0.6, 0.8, 0.3, 0.3)),
-                *_published("Bard-0718", (83.7, 69.7, 78.7, 77.8), _PAGE),
-                *_published("Bing-Chat-0629", (59.6, 52.2, 90.1, 71.5), _PAGE),
-                *_published("v1-13B-336, one beam", (64.3, 55.9, 81.7, 70.1), _PAGE),
-                *_published("v1-13B-336, five beams", (68.4, 59.9, 84.3, 73.5), _PAGE),
-                *_published("LLaMA-2-13B-chat preview", (56.7, 58.6, 80.0, 67.9), _PREVIEWS),
-                *_published("LLaMA-2-7B-chat preview, LoRA", (51.2, 58.9, 71.6, 62.8), _PREVIEWS),
-            ),
+            published=numbers("llava-bench", "v0", headline=ALL),
         ),
         Protocol(
             name="without-people", max_new_tokens=1024, judge=_JUDGE,
             note="questions about pictures with people left out (--ignore): Bard does not answer them",
-            published=(
-                *_published("Bard-0718", (94.9, 74.3, 84.3, 84.6), _PAGE),
-                *_published("Bing-Chat-0629", (55.8, 53.6, 93.5, 72.6), _PAGE),
-                *_published("v1-13B-336, one beam", (62.2, 56.4, 82.2, 70.0), _PAGE),
-                *_published("v1-13B-336, five beams", (65.6, 61.7, 85.0, 73.6), _PAGE),
-            ),
+            published=numbers("llava-bench", "without-people", headline=ALL),
         ),
     ),
 )  # fmt: skip

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llavakit.errors import DataError
-from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Published, Question, Score
+from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Question, Score
 from llavakit.eval.llava_bench import read_answers
+from llavakit.eval.published import numbers
 from llavakit.eval.resample import bootstrap
-from llavakit.eval.vqa import PAPER, ZOO
 from llavakit.responder import Completer, Completion, Ledger, Limits, Outcome, Progress, Query, ask_all
 from llavakit.types import Conversation, Image, Sampling, user
 
@@ -342,10 +342,6 @@ def _bad(what: str, where: str) -> DataError:
 _JUDGE = "gpt-4-0613"
 
 
-def _published(source: str, numbers: Mapping[str, float]) -> tuple[Published, ...]:
-    return tuple(Published(model=model, metric=TOTAL, value=value, tolerance=1.0, source=source) for model, value in numbers.items())
-
-
 MM_VET = Benchmark(
     name="mm-vet",
     title="MM-Vet",
@@ -359,15 +355,12 @@ MM_VET = Benchmark(
         Protocol(
             name="llava-1.5", template="vicuna_v1", aspect="pad", max_new_tokens=1024, judge=_JUDGE,
             note="graded by the official server",
-            published=(
-                *_published(PAPER, {"LLaVA-7B": 25.5, "1.5-7B": 31.1, "1.5-13B": 36.1, "1.5-13B-HD, 448 px": 39.4}),
-                *_published(ZOO, {"1.5-7B LoRA": 30.2, "1.5-13B LoRA": 38.3}),
-            ),
+            published=numbers("mm-vet", "llava-1.5", headline=TOTAL),
         ),
         Protocol(
             name="llava-1.6", aspect="anyres", max_new_tokens=1024, judge=_JUDGE,
             note="each model in its own prompt format; graded by the official server",
-            published=_published(ZOO, {"1.6-vicuna-7B": 43.9, "1.6-vicuna-13B": 48.4, "1.6-mistral-7B": 47.3, "1.6-34B": 57.4}),
+            published=numbers("mm-vet", "llava-1.6", headline=TOTAL),
         ),
     ),
 )  # fmt: skip
