@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llavakit.errors import DataError
 from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Question
-from llavakit.eval.documents import CHARTQA, DOCVQA, DOCVQA_TEST, anls, edits, relaxed
+from llavakit.eval.documents import CHARTQA, DOCVQA, DOCVQA_TEST, anls, relaxed
 
 PNG = b"\x89PNG\r\n\x1a\n made up"
 words = st.text("abc ", max_size=8)
@@ -74,25 +74,6 @@ def test_relaxed(prediction: str, target: str, right: bool) -> None:
 )
 def test_anls(prediction: str, answers: list[str], score: float) -> None:
     assert anls(prediction, answers) == pytest.approx(score)
-
-
-def slow(one: str, other: str) -> int:
-    """Levenshtein's own recursion."""
-    if not one or not other:
-        return len(one) + len(other)
-    return min(slow(one[1:], other) + 1, slow(one, other[1:]) + 1, slow(one[1:], other[1:]) + (one[0] != other[0]))
-
-
-@given(st.text("ab", max_size=5), st.text("ab", max_size=5))
-def test_edits(one: str, other: str) -> None:
-    assert edits(one, other) == slow(one, other)
-
-
-@given(words, words, words)
-def test_edits_are_a_distance(one: str, two: str, three: str) -> None:
-    assert edits(one, two) == edits(two, one)
-    assert edits(one, three) <= edits(one, two) + edits(two, three)
-    assert abs(len(one) - len(two)) <= edits(one, two) <= max(len(one), len(two))
 
 
 @given(words, st.lists(words, min_size=1, max_size=4))

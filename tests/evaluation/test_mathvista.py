@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from llavakit.errors import DataError
 from llavakit.eval import mathvista
 from llavakit.eval.benchmark import Answered, Question, Score
-from llavakit.eval.edit_distance import distance
 from llavakit.eval.mathvista import Problem, extract, judged, most_similar, normal, quick, scores
 from llavakit.responder import InTurn, Ledger, ScriptedResponder
 
@@ -95,31 +94,6 @@ def test_answers_take_the_form_of_the_truth(extraction: str, of: Problem, form: 
 def test_the_reference_gives_the_empty_answer_the_shortest_choice() -> None:
     assert normal("", PICK, empty_is_wrong=False) == "half"
     assert normal("", PICK) is None
-
-
-def edits(first: str, second: str) -> int:
-    """The classic table, row by row."""
-    row = list(range(len(second) + 1))
-    for i, a in enumerate(first, 1):
-        above, row = row, [i]
-        for j, b in enumerate(second, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (a != b)))
-    return row[-1]
-
-
-few = st.text(alphabet="abéß☃\U0001f600", max_size=70)
-
-
-@given(few, few)
-def test_edit_distance_is_that_of_the_classic_table(first: str, second: str) -> None:
-    assert distance(first, second) == edits(first, second)
-
-
-@given(few, few, few)
-def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
-    assert distance(a, b) == distance(b, a)
-    assert (distance(a, b) == 0) == (a == b)
-    assert distance(a, c) <= distance(a, b) + distance(b, c)
 
 
 def test_of_equally_similar_choices_the_first_is_taken() -> None:

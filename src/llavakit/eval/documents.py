@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
-from llavakit.eval.official import Row, bad, complete, find, picture, pictures, rows, there, truths, unique, upload
+from llavakit.eval.checks import complete, truths, unique
+from llavakit.eval.edit_distance import distance
+from llavakit.eval.files import json_file
+from llavakit.eval.intervals import all_and_groups, mean
+from llavakit.eval.official import Row, find, parquets, picture, pictures, read_rows, there
 from llavakit.eval.published import numbers
-from llavakit.eval.shares import all_and_groups, mean
-from llavakit.eval.vqa_questions import asked
 from llavakit.types import Image
 
 ONE_WORD = "Answer the question with a single word."
@@ -44,20 +46,9 @@ def anls(prediction: str, answers: Sequence[str], *, threshold: float = 0.5) -> 
     return score if score >= threshold else 0.0
 
 
-def edits(one: str, other: str) -> int:
-    """The Levenshtein distance."""
-    before = list(range(len(other) + 1))
-    for row, left in enumerate(one, 1):
-        now = [row]
-        for column, right in enumerate(other):
-            now.append(before[column] if left == right else 1 + min(before[column], before[column + 1], now[column]))
-        before = now
-    return before[-1]
-
-
 def _distance(prediction: str, answer: str) -> float:
     length = max(len(answer.upper()), len(prediction.upper()))
-    return edits(_plain(answer), _plain(prediction)) / length if length else 0.0
+    return distance(_plain(answer), _plain(prediction)) / length if length else 0.0
 
 
 def _plain(text: str) -> str:
@@ -98,7 +89,7 @@ def verdict_docvqa(one: Answered) -> Verdict:
 def submit_docvqa(answered: Sequence[Answered], folder: Path) -> Path:
     """``docvqa-test.json`` as the server of the Robust Reading Competition takes it."""
     entries = [{"questionId": question.given, "answer": text} for question, text in complete(answered)]
-    return upload(folder / "docvqa-test.json", entries)
+    return json_file(folder / "docvqa-test.json", entries)
 
 
 def chartqa(folder: Path, protocol: Protocol) -> list[Question]:
@@ -109,7 +100,7 @@ def chartqa(folder: Path, protocol: Protocol) -> list[Question]:
         for split, row, image in _chartqa_rows(path):
             name = f"{split}-{counts[split]}"
             counts[split] += 1
-            prompt = asked(row.text("question", "query"), protocol)
+            prompt = protocol.asked(row.text("question", "query"))
             found.append(Question(id=name, given=name, prompt=prompt, image=image, category=split, truth=_label(row), origin=path))
     return unique(found, folder)
 
@@ -117,14 +108,14 @@ def chartqa(folder: Path, protocol: Protocol) -> list[Question]:
 def _chartqa_files(folder: Path) -> list[Path]:
     if there(folder, *(f"test_{split}.json" for split in _SPLITS)):
         return [find(folder, f"test_{split}.json") for split in _SPLITS]
-    return _parquets(folder, "test", "test_human.json and test_augmented.json")
+    return parquets(folder, "test", instead="test_human.json and test_augmented.json")
 
 
 def _chartqa_rows(path: Path) -> Iterator[tuple[str, Row, Image]]:
     """(human or augmented, the row, its picture)."""
     official = path.suffix == ".json"
     place = pictures(path.parent, "png", "test/png")
-    for row in rows(path):
+    for row in read_rows(path):
         if official:
             yield path.stem.removeprefix("test_"), row, Image(place / row.text("imgname"))
         else:
@@ -156,32 +147,24 @@ def docvqa_test(folder: Path, protocol: Protocol) -> list[Question]:
 
 def _docvqa(folder: Path, protocol: Protocol, names: Sequence[str], split: str) -> list[Question]:
     path = there(folder, *names)
-    files = [path] if path else _parquets(folder, split, names[0])
-    return unique([_page(row, path, protocol) for path in files for row in rows(path, "data")], folder)
+    files = [path] if path else parquets(folder, split, instead=names[0])
+    return unique([_page(row, path, protocol) for path in files for row in read_rows(path, "data")], folder)
 
 
 def _page(row: Row, path: Path, protocol: Protocol) -> Question:
     given = row.id("questionId")
     if not str(given).isdecimal():
-        raise bad(f"questionId {given!r} is not a number", row.where, "take the official file as it is")
+        raise row.fail(f"questionId {given!r} is not a number")
     kinds, answers = row.get("question_types") or (), row.get("answers") or ()
     return Question(
         id=str(given),
         given=int(given),
-        prompt=asked(row.text("question"), protocol),
+        prompt=protocol.asked(row.text("question")),
         image=picture(row, "image", path) if path.suffix == ".parquet" else Image(path.parent / row.text("image")),
         category=", ".join(map(str, kinds)),
         truth=tuple(map(str, answers)) or None,
         origin=path,
     )
-
-
-def _parquets(folder: Path, split: str, instead: str) -> list[Path]:
-    """``test-00000-of-00001.parquet`` and its like, in the folder or below."""
-    found = sorted(folder.rglob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet"))
-    if not found:
-        raise bad(f"no {instead} and no {split}-*.parquet", folder, "put the official files there, or the Hub's parquet files")
-    return found
 
 
 def _next(benchmark: str, metric: str, *, suffix: str, allowance: int, note: str = "") -> Protocol:
@@ -204,9 +187,7 @@ DOCVQA = Benchmark(
     title="DocVQA, val",
     needs="val_v1.0_withQT.json or val_v1.0.json, pictures in documents/; or the Hub's validation-*.parquet",
     reference="ANLS of the official script, threshold 0.5, as in lmms-eval's docvqa. A question without an answer has no point.",
-    protocols=(
-        _next("docvqa", "anls", suffix=SHORT, allowance=128, note="which split the published numbers are of is not stated"),
-    ),
+    protocols=(_next("docvqa", "anls", suffix=SHORT, allowance=128, note="which split the published numbers are of is not stated"),),
     questions=docvqa_val,
     score=score_docvqa,
     verdict=verdict_docvqa,

@@ -23,8 +23,8 @@ from llavakit.data.scienceqa import BARE, LETTERS, Problem, turns
 from llavakit.errors import DataError
 from llavakit.eval import scienceqa_files as files
 from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.intervals import mean
 from llavakit.eval.published import numbers
-from llavakit.eval.shares import mean
 from llavakit.types import Image
 
 FAILED = "FAILED"
@@ -159,7 +159,7 @@ def _question(problem: Problem, asked: str, pictures: Path, protocol: Protocol) 
     return Question(
         id=problem.id,
         given=problem.id,
-        prompt=f"{asked}\n{protocol.suffix}" if protocol.suffix else asked,
+        prompt=protocol.asked(asked),
         image=Image(pictures / problem.id / problem.image) if problem.image else None,
         category=problem.subject,
         truth=gold(problem),

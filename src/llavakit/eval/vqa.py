@@ -24,10 +24,12 @@ from typing import Any
 
 from llavakit.eval import vqa_questions as questions
 from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.checks import complete, truths
+from llavakit.eval.files import json_file
+from llavakit.eval.intervals import all_and_groups
 from llavakit.eval.normalise import evalai, punctuation, vqa_eval
-from llavakit.eval.official import bad, complete, rows, truths, upload
+from llavakit.eval.official import bad, read_rows
 from llavakit.eval.published import numbers
-from llavakit.eval.shares import all_and_groups
 
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 Scorer = Callable[[str, Sequence[str]], float]
@@ -123,17 +125,17 @@ def submit_vqav2(answered: Sequence[Answered], folder: Path) -> Path:
     assert origin is not None  # vqav2_test_dev says where its questions stand
     listing = questions.vqav2_listing(origin.parent)
     replies = {one.question.given: evalai(one.text or "") for one in answered}
-    listed = [row.id("question_id") for row in rows(listing, None if listing.suffix == ".jsonl" else "questions")]
+    listed = [row.id("question_id") for row in read_rows(listing, None if listing.suffix == ".jsonl" else "questions")]
     strange = replies.keys() - set(listed)
     if strange:
         raise bad(f"question {min(map(str, strange))} is not listed", listing, "take both files of the same release")
-    return upload(folder / "vqav2-test2015.json", [{"question_id": given, "answer": replies.get(given, "")} for given in listed])
+    return json_file(folder / "vqav2-test2015.json", [{"question_id": given, "answer": replies.get(given, "")} for given in listed])
 
 
 def submit_vizwiz(answered: Sequence[Answered], folder: Path) -> Path:
     """``vizwiz-test.json``: every picture with its answer."""
     entries = [{"image": question.id, "answer": evalai(text)} for question, text in complete(answered)]
-    return upload(folder / "vizwiz-test.json", entries)
+    return json_file(folder / "vizwiz-test.json", entries)
 
 
 def llava_15(benchmark: str, *, suffix: str = SHORT, hints: bool = False, note: str = "") -> Protocol:
