@@ -12,20 +12,18 @@ release and of its repositories; COCO's also as one file of questions with refer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llavakit.data.reading import Records
-from llavakit.errors import DataError
 from llavakit.eval.benchmark import Benchmark, Protocol, Question
 from llavakit.eval.judge import WILD, Case
+from llavakit.eval.official import Row, as_row, bad, find, there
 from llavakit.eval.published import numbers
 from llavakit.eval.reviews import ALL, Relative, relative_scores  # the scorer: pairs by category -> relative scores
 from llavakit.types import Image
 
-__all__ = ["BENCHMARKS", "COCO", "IN_THE_WILD", "Answer", "Relative", "cases", "questions", "read_answers", "relative_scores"]
+__all__ = ["COCO", "IN_THE_WILD", "Answer", "Relative", "cases", "questions", "read_answers", "relative_scores"]
 
 QUESTIONS = ("questions.jsonl", "qa90_questions.jsonl", "llava_bench_coco_questions.jsonl")
 REFERENCES = ("answers_gpt4.jsonl", "qa90_gpt4_answer.jsonl", "llava_bench_coco_gpt4_answers.jsonl")
@@ -46,19 +44,22 @@ class Answer:
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
     """The questions in order; ``truth`` is the reference's text where its file is there. Pictures are not opened."""
-    rows = _rows(_found(folder, QUESTIONS + TOGETHER, "questions"))
-    place = _first(folder, REFERENCES)
+    rows = _rows(find(folder, *QUESTIONS, *TOGETHER))
+    place = there(folder, *REFERENCES)
     references = {name: answer.text for name, answer in read_answers(place).items()} if place else {}
     found = {}
-    for number, (where, row) in enumerate(rows):
-        given, text = _given(row, number, where), _word(row, where, "text", "instruction")
+    for number, row in enumerate(rows):
+        given = _given(row, number)
         if str(given) in found:
-            raise _bad(f"question_id {given} comes twice", where)
-        image = Image(_picture(folder, _word(row, where, "image")))
-        prompt = f"{text}\n{protocol.suffix}" if protocol.suffix else text
-        truth = row["output"] if "output" in row else references.get(str(given))
-        category = _word(row, where, "category", "type")
-        found[str(given)] = Question(id=str(given), given=given, prompt=prompt, image=image, category=category, truth=truth)
+            raise row.fail(f"question_id {given} comes twice")
+        found[str(given)] = Question(
+            id=str(given),
+            given=given,
+            prompt=protocol.asked(row.text("text", "instruction")),
+            image=Image(_picture(folder, row.text("image"))),
+            category=row.text("category", "type"),
+            truth=row["output"] if "output" in row else references.get(str(given)),
+        )
     return list(found.values())
 
 
@@ -67,8 +68,8 @@ def cases(folder: Path, answers: Path, *, wild: bool) -> list[Case]:
 
     Raises DataError for a question without context, reference or answer: a score over some of them is another score.
     """
-    contexts = {_plain(image): text for image, text in _contexts(_found(folder, CONTEXTS, "contexts"))}
-    place = _first(folder, REFERENCES)
+    contexts = {_plain(image): text for image, text in _contexts(find(folder, *CONTEXTS))}
+    place = there(folder, *REFERENCES)
     references = read_answers(place) if place else {}
     given = read_answers(answers)
     found = []
@@ -81,11 +82,10 @@ def cases(folder: Path, answers: Path, *, wild: bool) -> list[Case]:
         candidate, context = given.get(question.id), contexts.get(_plain(name))
         absent = [what for what, one in (("answer", candidate), ("reference", reference), ("context", context)) if one is None]
         if candidate is None or reference is None or context is None:
-            remedy = (
-                "answer all questions first (the harness goes on where it stopped)" if absent[0] == "answer" else "get the whole release"
-            )
-            where = str(answers if absent[0] == "answer" else folder)
-            raise DataError(f"question {question.given} has no {absent[0]}", code="missing_record", where=where, remedy=remedy)
+            where, remedy, code = folder, "get the whole release", "missing_record"
+            if candidate is None:
+                where, remedy, code = answers, "answer all questions first (the harness goes on where it stopped)", "unanswered"
+            raise bad(f"question {question.given} has no {absent[0]}", where, remedy, code=code)
         found.append(
             Case(
                 id=question.id,
@@ -106,65 +106,46 @@ def cases(folder: Path, answers: Path, *, wild: bool) -> list[Case]:
 def read_answers(path: Path) -> dict[str, Answer]:
     """Answers by question_id as text; upstream's files and ours. Raises DataError with the line, also for an id that comes twice."""
     found: dict[str, Answer] = {}
-    for where, row in _rows(path):
-        given = row.get("question_id")
-        if isinstance(given, bool) or not isinstance(given, str | int):
-            raise _bad("no question_id", where)
+    for row in _rows(path):
+        given = row.id("question_id")
         if str(given) in found:
-            raise _bad(f"question_id {given} comes twice", where)
-        text, name = row.get("text"), row.get("answer_id", given)
-        if not isinstance(text, str):
-            raise _bad("no text", where)
-        found[str(given)] = Answer(text=text, id=name if isinstance(name, str | int) else str(name), model=str(row.get("model_id", "")))
+            raise row.fail(f"question_id {given} comes twice")
+        name = row.get("answer_id", given)
+        model = str(row.get("model_id", ""))
+        found[str(given)] = Answer(text=row.text("text"), id=name if isinstance(name, str | int) else str(name), model=model)
     if not found:
-        raise DataError("there is no answer", code="empty_file", where=str(path), remedy="ask the model first")
+        raise bad("there is no answer", path, "ask the model first", code="empty_file")
     return found
 
 
 def _contexts(path: Path) -> list[tuple[str, str]]:
     """Image -> what the judge is told: sentences, then boxes as ``category: [x1, y1, x2, y2]`` after an empty line."""
     found = []
-    for where, row in _rows(path):
+    for row in _rows(path):
         told = row.get("captions", row.get("caption"))
         sentences = [told] if isinstance(told, str) else told
         if not isinstance(sentences, list) or not all(isinstance(one, str) for one in sentences):
-            raise _bad("no captions", where)
+            raise row.fail("no captions")
         boxes = row.get("instances")
         if boxes is None:
-            found.append((_word(row, where, "image"), "\n".join(sentences)))
+            found.append((row.text("image"), "\n".join(sentences)))
             continue
         try:
             lines = [f"{box['category']}: {box['bbox']}" for box in boxes]
         except (TypeError, KeyError) as error:
-            raise _bad(f"an instance without category or bbox ({error!r})", where) from error
-        found.append((_word(row, where, "image"), "\n".join(sentences) + "\n\n" + "\n".join(lines)))
+            raise row.fail(f"an instance without category or bbox ({error!r})") from error
+        found.append((row.text("image"), "\n".join(sentences) + "\n\n" + "\n".join(lines)))
     return found
 
 
-def _rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """The objects of a file with where each stands."""
+def _rows(path: Path) -> list[Row]:
+    """The objects of a file: a list or lines, whatever its name."""
     records = Records(path)
-    found: list[tuple[str, Mapping[str, Any]]] = []
-    for number, row in records:
-        where = f"{path}:{records.place(number)}"
-        if not isinstance(row, dict):
-            raise _bad("no JSON object", where)
-        found.append((where, row))
-    return found
+    return [as_row(value, f"{path}:{records.place(number)}") for number, value in records]
 
 
-def _given(row: Mapping[str, Any], number: int, where: str) -> str | int:
-    given = row.get("question_id", number if "instruction" in row else None)
-    if isinstance(given, bool) or not isinstance(given, str | int):
-        raise _bad("no question_id", where)
-    return given
-
-
-def _word(row: Mapping[str, Any], where: str, *names: str) -> str:
-    value = next((row[name] for name in names if name in row), None)
-    if not isinstance(value, str):
-        raise _bad(f"no {names[0]}", where)
-    return value
+def _given(row: Row, number: int) -> str | int:
+    return number if "instruction" in row and "question_id" not in row else row.id("question_id")
 
 
 def _plain(image: str) -> str:
@@ -175,21 +156,6 @@ def _picture(folder: Path, name: str) -> Path:
     """Where the picture lies; where it would lie if it were there."""
     places = [folder / inside / spelt for inside in FOLDERS for spelt in (name, PREFIX + name, _plain(name))]
     return next((place for place in places if place.is_file()), folder / FOLDERS[0] / name)
-
-
-def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def _found(folder: Path, names: tuple[str, ...], what: str) -> Path:
-    place = _first(folder, names)
-    if place is None:
-        raise DataError(f"there are no {what}", code="file_missing", where=str(folder), remedy=f"it is expected as {' or '.join(names)}")
-    return place
-
-
-def _bad(what: str, where: str) -> DataError:
-    return DataError(what, code="bad_record", where=where, remedy="give the release's own file, JSON lines")
 
 
 _JUDGE, _LATER = "gpt-4-0314", "gpt-4-0613"
@@ -251,5 +217,3 @@ IN_THE_WILD = Benchmark(
         ),
     ),
 )  # fmt: skip
-
-BENCHMARKS = (IN_THE_WILD, COCO)

@@ -25,7 +25,7 @@ from llavakit.errors import DataError
 from llavakit.eval.files import replaced
 from llavakit.types import Image
 
-ANEW = "take the official file anew"
+ANEW = "take the file anew"
 UNPACKED = "unpacked"
 _ENDINGS = ((b"\x89PNG", ".png"), (b"\xff\xd8", ".jpg"), (b"GIF8", ".gif"), (b"RIFF", ".webp"))
 
