@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
+from families import lines
 from hypothesis import given
 from hypothesis import strategies as st
 from judging import LIMITS, Scripted
@@ -24,11 +24,6 @@ from llavakit.responder import InTurn, Ledger
 POINT = st.integers(1, 20).map(lambda n: n / 2)
 PAIRS = st.lists(st.tuples(POINT, POINT), min_size=1, max_size=12)
 SAYS = Protocol(name="")
-
-
-def lines(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def coco(folder: Path) -> Path:
