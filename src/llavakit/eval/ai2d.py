@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llavakit.eval import intervals
-from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.benchmark import LETTER, LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.checks import unique
 from llavakit.eval.choices import LETTERS, lettered
 from llavakit.eval.official import Row, as_row, bad, find, picture, read_object, read_rows, read_text, there
-from llavakit.eval.published import numbers
+from llavakit.eval.published import with_numbers
 from llavakit.types import Image
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -88,16 +88,15 @@ AI2D = Benchmark(
     title="AI2D: choices about diagrams",
     needs="questions/, images/ (and abc_images/) and ai2d_test_ids.csv of AI2D, or the parquet files of lmms-lab/ai2d",
     reference="lmms-eval's task ai2d: exact match without case and punctuation. No judge, no departure",
-    protocols=(
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
+    protocols=with_numbers(
+        "ai2d",
+        "accuracy",
+        LLAVA_16.but(
             suffix=LETTER,
             max_new_tokens=16,
             note="the prompt format is the checkpoint's own; published in May 2024 with lmms-eval",
-            published=numbers("ai2d", "llava-1.6", headline="accuracy"),
         ),
-        Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=LETTER, max_new_tokens=16),
+        LLAVA_15.but(suffix=LETTER, max_new_tokens=16),
     ),
     questions=questions,
     score=scores,

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.benchmark import LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.checks import complete, truths, unique
 from llavakit.eval.edit_distance import distance
 from llavakit.eval.files import json_file
 from llavakit.eval.intervals import all_and_groups, mean
 from llavakit.eval.official import Row, find, parquets, picture, pictures, read_rows, there
-from llavakit.eval.published import numbers
+from llavakit.eval.published import with_numbers
 from llavakit.types import Image
 
 ONE_WORD = "Answer the question with a single word."
@@ -167,17 +167,12 @@ def _page(row: Row, path: Path, protocol: Protocol) -> Question:
     )
 
 
-def _next(benchmark: str, metric: str, *, suffix: str, allowance: int, note: str = "") -> Protocol:
-    published = numbers(benchmark, "llava-1.6", headline=metric)
-    return Protocol(name="llava-1.6", aspect="anyres", suffix=suffix, max_new_tokens=allowance, note=note, published=published)
-
-
 CHARTQA = Benchmark(
     name="chartqa",
     title="ChartQA, test",
     needs="test_human.json and test_augmented.json, pictures in png/; or the Hub's test-*.parquet",
     reference="Relaxed correctness of pix2struct, as in lmms-eval's chartqa: 5 %. A question without an answer is wrong.",
-    protocols=(_next("chartqa", "accuracy", suffix=ONE_WORD, allowance=16),),
+    protocols=with_numbers("chartqa", "accuracy", LLAVA_16.but(suffix=ONE_WORD, max_new_tokens=16)),
     questions=chartqa,
     score=score_chartqa,
     verdict=verdict_chartqa,
@@ -187,7 +182,7 @@ DOCVQA = Benchmark(
     title="DocVQA, val",
     needs="val_v1.0_withQT.json or val_v1.0.json, pictures in documents/; or the Hub's validation-*.parquet",
     reference="ANLS of the official script, threshold 0.5, as in lmms-eval's docvqa. A question without an answer has no point.",
-    protocols=(_next("docvqa", "anls", suffix=SHORT, allowance=128, note="which split the published numbers are of is not stated"),),
+    protocols=with_numbers("docvqa", "anls", LLAVA_16.but(suffix=SHORT, note="which split the published numbers are of is not stated")),
     questions=docvqa_val,
     score=score_docvqa,
     verdict=verdict_docvqa,
@@ -197,7 +192,7 @@ DOCVQA_TEST = Benchmark(
     title="DocVQA, test (the server scores)",
     needs="test_v1.0.json, pictures in documents/; or the Hub's test-*.parquet",
     reference="[{questionId, answer}]: the reply as it came, as in lmms-eval's docvqa_test; every question must be answered.",
-    protocols=(_next("docvqa-test", "anls", suffix=SHORT, allowance=128, note="no number is known to be of this split"),),
+    protocols=(LLAVA_16.but(suffix=SHORT, note="no number is known to be of this split"),),
     questions=docvqa_test,
     submit=submit_docvqa,
 )

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.checks import complete, truths, unique
 from llavakit.eval.files import json_file
 from llavakit.eval.intervals import by_group, mean
 from llavakit.eval.official import Row, as_row, bad, find, pictures, read_json, there
-from llavakit.eval.vqa import llava_15, llava_16
+from llavakit.eval.published import with_numbers
 from llavakit.eval.vqa_questions import upstream
 from llavakit.types import Image
 
@@ -201,11 +201,14 @@ GQA = Benchmark(
     "pictures in images/ or data/images/; a testdev_balanced_choices.json adds validity and plausibility",
     reference="LLaVA's convert_gqa_for_eval and the official eval.py. Without grounding; metrics whose files or questions are missing are "
     "left out, where the script stops; a question without an answer is wrong, where the script stops.",
-    protocols=(
-        llava_15("gqa", note=_SEEN),
-        llava_16("gqa", note=_SEEN),
-        Protocol(
-            name=ALL_QUESTIONS, template="vicuna_v1", aspect="pad", suffix=SHORT,
+    protocols=with_numbers(
+        "gqa",
+        "accuracy",
+        LLAVA_15.but(suffix=SHORT, note=_SEEN),
+        LLAVA_16.but(suffix=SHORT, note=_SEEN),
+        LLAVA_15.but(
+            name=ALL_QUESTIONS,
+            suffix=SHORT,
             note="as llava-1.5, all of test-dev: adds consistency; accuracy is of the balanced questions as ever",
         ),
     ),

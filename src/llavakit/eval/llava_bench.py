@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavakit.data.reading import Records
-from llavakit.eval.benchmark import Benchmark, Protocol, Question
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, Benchmark, Protocol, Question
 from llavakit.eval.judge import WILD, Case
 from llavakit.eval.official import Row, as_row, bad, find, there
-from llavakit.eval.published import numbers
+from llavakit.eval.published import with_numbers
 from llavakit.eval.reviews import ALL, Relative, relative_scores  # the scorer: pairs by category -> relative scores
 from llavakit.types import Image
 
@@ -158,7 +158,8 @@ def _picture(folder: Path, name: str) -> Path:
     return next((place for place in places if place.is_file()), folder / FOLDERS[0] / name)
 
 
-_JUDGE, _LATER = "gpt-4-0314", "gpt-4-0613"
+_JUDGE = "gpt-4-0314"
+_V0 = Protocol(name="v0", max_new_tokens=1024, judge=_JUDGE)
 _REFERENCE = (
     "eval_gpt_review_visual.py, eval_gpt_review_bench.py and summarize_gpt_review.py of LLaVA: blocks, parser, ratio of means. We depart:"
     " the prompts are in our own words (--rules takes upstream's file); a review without two scores from 1 to 10 is asked for again and"
@@ -172,17 +173,13 @@ COCO = Benchmark(
     " context.jsonl (caps_boxes_coco2014_val_80.jsonl), images/ or val2014/",
     reference=_REFERENCE,
     questions=questions,
-    protocols=(
-        Protocol(
-            name="v0",
-            max_new_tokens=1024,
-            judge=_JUDGE,
-            note="the paper's models, in the checkpoint's own prompt format; 90 questions judged against text-only GPT-4",
-            published=numbers("llava-bench-coco", "v0", headline=ALL),
-        ),
-        Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad", max_new_tokens=1024, judge=_JUDGE, note="no published numbers"),
+    protocols=with_numbers(
+        "llava-bench-coco",
+        ALL,
+        _V0.but(note="the paper's models, in the checkpoint's own prompt format; 90 questions judged against text-only GPT-4"),
+        LLAVA_15.but(max_new_tokens=1024, judge=_JUDGE, note="no published numbers"),
     ),
-)  # fmt: skip
+)
 
 IN_THE_WILD = Benchmark(
     name="llava-bench",
@@ -190,30 +187,18 @@ IN_THE_WILD = Benchmark(
     needs="questions.jsonl, answers_gpt4.jsonl, context.jsonl, images/ of liuhaotian/llava-bench-in-the-wild",
     reference=_REFERENCE,
     questions=questions,
-    protocols=(
-        Protocol(
-            name="llava-1.5", template="vicuna_v1", aspect="pad", max_new_tokens=1024, judge=_JUDGE,
-            published=numbers("llava-bench", "llava-1.5", headline=ALL),
-        ),
-        Protocol(
-            name="llava-1.6", aspect="anyres", max_new_tokens=1024, judge=_JUDGE,
-            note="each model in its own prompt format",
-            published=numbers("llava-bench", "llava-1.6", headline=ALL),
-        ),
-        Protocol(
-            name="llava-1.6-0613", aspect="anyres", max_new_tokens=1024, judge=_LATER,
+    protocols=with_numbers(
+        "llava-bench",
+        ALL,
+        LLAVA_15.but(max_new_tokens=1024, judge=_JUDGE),
+        LLAVA_16.but(max_new_tokens=1024, judge=_JUDGE, note="each model in its own prompt format"),
+        LLAVA_16.but(
+            name="llava-1.6-0613",
+            max_new_tokens=1024,
+            judge="gpt-4-0613",
             note="the same models judged again in May 2024, since gpt-4-0314 is gone: another judge gives other values",
-            published=numbers("llava-bench", "llava-1.6-0613", headline=ALL),
         ),
-        Protocol(
-            name="v0", max_new_tokens=1024, judge=_JUDGE,
-            note="the first paper's models, in the checkpoint's own prompt format; the deviations are the table's",
-            published=numbers("llava-bench", "v0", headline=ALL),
-        ),
-        Protocol(
-            name="without-people", max_new_tokens=1024, judge=_JUDGE,
-            note="questions about pictures with people left out (--ignore): Bard does not answer them",
-            published=numbers("llava-bench", "without-people", headline=ALL),
-        ),
+        _V0.but(note="the first paper's models, in the checkpoint's own prompt format; the deviations are the table's"),
+        _V0.but(name="without-people", note="questions about pictures with people left out (--ignore): Bard does not answer them"),
     ),
-)  # fmt: skip
+)

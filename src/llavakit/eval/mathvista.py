@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.eval import intervals
-from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.checks import unique
 from llavakit.eval.choices import LETTERS
 from llavakit.eval.edit_distance import distance
 from llavakit.eval.mathvista_asking import EXAMPLES, NO_ANSWER, hint, query
 from llavakit.eval.official import Row, as_row, parquets, picture, read_object, read_rows, there
-from llavakit.eval.published import numbers
+from llavakit.eval.published import with_numbers
 from llavakit.responder import Completer, Ledger, Limits, Outcome, Query, ask_all, settled
 from llavakit.types import Conversation, Image, Sampling
 
@@ -222,24 +222,11 @@ MATHVISTA = Benchmark(
     reference="extract_answer.py and calculate_score.py of lupantech/MathVista. Departures: an empty or missing answer is wrong where there"
     " it is the shortest choice (empty_is_wrong=False); blanks around a reply do not count; without a judge a reply that rules cannot read"
     " is taken as it is; the judge is asked in our own words",
-    protocols=(
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            max_new_tokens=1024,
-            judge="gpt-4",
-            note=_NOTE,
-            published=numbers("mathvista", "llava-1.6", headline="accuracy"),
-        ),
-        Protocol(
-            name="llava-1.5",
-            template="vicuna_v1",
-            aspect="pad",
-            max_new_tokens=1024,
-            judge="gpt-4",
-            note=_NOTE,
-            published=numbers("mathvista", "llava-1.5", headline="accuracy"),
-        ),
+    protocols=with_numbers(
+        "mathvista",
+        "accuracy",
+        LLAVA_16.but(max_new_tokens=1024, judge="gpt-4", note=_NOTE),
+        LLAVA_15.but(max_new_tokens=1024, judge="gpt-4", note=_NOTE),
         Protocol(
             name=SHORT_PROMPT,
             max_new_tokens=1024,

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llavakit.eval import report
-from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Question, Score
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score
 from llavakit.eval.files import json_file
 from llavakit.eval.llava_bench import read_answers
 from llavakit.eval.official import as_row, bad, read_object
-from llavakit.eval.published import numbers
+from llavakit.eval.published import with_numbers
 from llavakit.eval.resample import bootstrap
 from llavakit.responder import Completer, Completion, Ledger, Limits, Outcome, Progress, Query, ask_all
 from llavakit.types import Conversation, Image, Sampling, user
@@ -217,7 +217,7 @@ def scores(grades: Mapping[str, Sequence[float]], capabilities: Mapping[str, Col
 def table(grades: Mapping[str, Sequence[float]], capabilities: Mapping[str, Collection[str]]) -> str:
     """Markdown: capability, questions, mean x 100 with its interval; the runs of the total and their deviation (of n, as officially)."""
     told = scores(grades, capabilities)
-    rows = [("capability", "questions", "score (95 %)"), *((one.metric, str(one.count), report.shown(one)) for one in told)]
+    rows: report.Rows = [("capability", "questions", "score (95 %)"), *((one.metric, str(one.count), report.shown(one)) for one in told)]
     runs = columns(grades, capabilities)[TOTAL].runs
     spread = f"\n\nruns: {', '.join(f'{run:.1f}' for run in runs)}; sd {statistics.pstdev(runs):.1f}" if len(runs) > 1 else ""
     return report.markdown(rows) + spread
@@ -300,9 +300,6 @@ def _answers(path: Path) -> dict[str, str]:
     return {name: whole.text(name) for name in whole}
 
 
-_JUDGE = "gpt-4-0613"
-
-
 MM_VET = Benchmark(
     name="mm-vet",
     title="MM-Vet",
@@ -312,16 +309,10 @@ MM_VET = Benchmark(
     " official grader counts 0 (--upstream does); NaN is no grade",
     questions=questions,
     submit=submit,
-    protocols=(
-        Protocol(
-            name="llava-1.5", template="vicuna_v1", aspect="pad", max_new_tokens=1024, judge=_JUDGE,
-            note="graded by the official server",
-            published=numbers("mm-vet", "llava-1.5", headline=TOTAL),
-        ),
-        Protocol(
-            name="llava-1.6", aspect="anyres", max_new_tokens=1024, judge=_JUDGE,
-            note="each model in its own prompt format; graded by the official server",
-            published=numbers("mm-vet", "llava-1.6", headline=TOTAL),
-        ),
+    protocols=with_numbers(
+        "mm-vet",
+        TOTAL,
+        LLAVA_15.but(max_new_tokens=1024, judge="gpt-4-0613", note="graded by the official server"),
+        LLAVA_16.but(max_new_tokens=1024, judge="gpt-4-0613", note="each model in its own prompt format; graded by the official server"),
     ),
-)  # fmt: skip
+)

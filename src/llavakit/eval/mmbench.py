@@ -20,11 +20,11 @@ from typing import Any
 
 from llavakit.errors import MissingExtraError
 from llavakit.eval import intervals
-from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.benchmark import LETTER, LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.checks import unique
 from llavakit.eval.choices import LETTERS, SHIFT, absent, circular, infer, lettered, rotated, until_absent
 from llavakit.eval.official import Row, bad, decoded, number, read_table, there
-from llavakit.eval.published import numbers
+from llavakit.eval.published import with_numbers
 from llavakit.types import Image
 
 LETTER_CN = "请直接回答选项字母。"
@@ -181,34 +181,11 @@ def _cells(answered: Answered) -> dict[str, Any]:
 
 
 def _protocols(name: str, suffix: str) -> tuple[Protocol, ...]:
-    first = Protocol(
-        name="llava-1.5",
-        template="vicuna_v1",
-        aspect="pad",
-        suffix=suffix,
-        max_new_tokens=1024,
-        note="published by MMBench's server, whose judge reads what rules cannot; the moved rows are in the file",
-        published=numbers(name, "llava-1.5", headline="circular"),
-    )
-    return (
-        first,
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            suffix=suffix,
-            max_new_tokens=1024,
-            note=first.note,
-            published=numbers(name, "llava-1.6", headline="circular"),
-        ),
-        Protocol(
-            name=ALL_ROUNDS,
-            template="vicuna_v1",
-            aspect="pad",
-            suffix=suffix,
-            max_new_tokens=1024,
-            note="the options are moved round by round, as LLaVA's runner does with --all-rounds",
-        ),
-    )
+    note = "published by MMBench's server, whose judge reads what rules cannot; the moved rows are in the file"
+    moved = "the options are moved round by round, as LLaVA's runner does with --all-rounds"
+    asked = {"suffix": suffix, "max_new_tokens": 1024}
+    ways = (LLAVA_15.but(note=note, **asked), LLAVA_16.but(note=note, **asked), LLAVA_15.but(name=ALL_ROUNDS, note=moved, **asked))
+    return with_numbers(name, "circular", *ways)
 
 
 _REFERENCE = (

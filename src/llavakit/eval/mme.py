@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question
 from llavakit.eval.files import replaced
 from llavakit.eval.official import Row, bad, find, read_rows, read_text, there
-from llavakit.eval.published import numbers
+from llavakit.eval.published import with_numbers
 from llavakit.eval.yes_no import COGNITION, PERCEPTION, PLEASE, mme_key, mme_scores, mme_verdict
 from llavakit.types import Image
 
@@ -127,17 +127,11 @@ MME = Benchmark(
     " LLaVA's llava_mme.jsonl is used if it is there",
     reference="calculation.py of MME's eval_tool, fed as convert_answer_to_mme.py of LLaVA's eval.zip feeds it. Departures: a missing"
     " answer is wrong where there the subtask cannot be read; the two questions of a picture are found by its name, not by their order",
-    protocols=(
-        Protocol(
-            name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=SHORT, published=numbers("mme", "llava-1.5", headline="perception")
-        ),
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            suffix=SHORT,
-            note="the prompt format is the checkpoint's own",
-            published=numbers("mme", "llava-1.6", headline="perception"),
-        ),
+    protocols=with_numbers(
+        "mme",
+        "perception",
+        LLAVA_15.but(suffix=SHORT),
+        LLAVA_16.but(suffix=SHORT, note="the prompt format is the checkpoint's own"),
         Protocol(name="official", aspect="pad", suffix=PLEASE, note="asked as MME's own files do"),
     ),
     questions=questions,

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.eval import intervals
-from llavakit.eval.benchmark import LETTER, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.benchmark import LETTER, LLAVA_15, LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.checks import unique
 from llavakit.eval.choices import LETTERS, lettered
 from llavakit.eval.files import json_file
 from llavakit.eval.official import Row, parquets, picture, read_rows, there
-from llavakit.eval.published import numbers
+from llavakit.eval.published import with_numbers
 from llavakit.types import Image
 
 DISCIPLINES: Mapping[str, tuple[str, ...]] = {
@@ -196,20 +196,11 @@ MMMU = Benchmark(
     needs="the validation parquet files of MMMU/MMMU in any folders, or validation.jsonl with the same fields and paths of pictures",
     reference="eval_utils.py of MMMU-Benchmark/MMMU. Departure: where no letter can be read the answer is wrong, where there one is drawn"
     " (scores(answered, guess=random.Random(42)) draws)",
-    protocols=(
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            note=f"{_NOTE}options as `A. text`, which is how we think it was asked",
-            published=numbers("mmmu", "llava-1.6", headline="accuracy"),
-        ),
-        Protocol(
-            name="llava-1.5",
-            template="vicuna_v1",
-            aspect="pad",
-            note=f"{_NOTE}options as `(A) text`, as MMMU's own script asks",
-            published=numbers("mmmu", "llava-1.5", headline="accuracy"),
-        ),
+    protocols=with_numbers(
+        "mmmu",
+        "accuracy",
+        LLAVA_16.but(note=f"{_NOTE}options as `A. text`, which is how we think it was asked"),
+        LLAVA_15.but(note=f"{_NOTE}options as `(A) text`, as MMMU's own script asks"),
     ),
     questions=questions,
     score=scores,

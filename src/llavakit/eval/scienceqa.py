@@ -16,13 +16,13 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from llavakit.data.scienceqa import BARE, LETTERS, Problem, turns
 from llavakit.errors import DataError
 from llavakit.eval import scienceqa_files as files
-from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.benchmark import LETTER, LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.intervals import mean
 from llavakit.eval.published import numbers
 from llavakit.types import Image
@@ -170,27 +170,22 @@ _FINE_TUNED = Protocol(
     name="v1", template="llava_v1", aspect="square", max_new_tokens=1024,
     note="For a model that was fine-tuned on ScienceQA: it reasons first. Its prediction file scores 91.09, the paper says 90.92.",
 )  # fmt: skip
-_TWICE = replace(
-    _FINE_TUNED, name="v0", template="llava_v0", temperature=0.7, passes=2,
+_TWICE = _FINE_TUNED.but(
+    name="v0", template="llava_v0", temperature=0.7, passes=2,
     note="Two passes: the reasoning until ###, then the letter; both drawn at temperature 0.7, as published.",
 )  # fmt: skip
-_ZERO_SHOT = Protocol(
-    name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=LETTER, max_new_tokens=1024,
-    note="Not fine-tuned on ScienceQA: the letter alone is asked for.",
-)  # fmt: skip
+_ZERO_SHOT = LLAVA_15.but(suffix=LETTER, max_new_tokens=1024, note="Not fine-tuned on ScienceQA: the letter alone is asked for.")
 _WAYS = (
     _ZERO_SHOT,
-    replace(_ZERO_SHOT, name="llava-1.6", template=None, aspect="anyres"),
-    replace(_ZERO_SHOT, name="converted", note="As llava-1.5, in the lines that the original's converter writes (CQM-A)."),
+    LLAVA_16.but(suffix=LETTER, max_new_tokens=1024, note=_ZERO_SHOT.note),
+    _ZERO_SHOT.but(name="converted", note="As llava-1.5, in the lines that the original's converter writes (CQM-A)."),
     _FINE_TUNED,
     _TWICE,
-    replace(_TWICE, name="v0-greedy", temperature=0.0, note="As v0, but greedy: the same each time."),
-    replace(
-        _FINE_TUNED, name="answer-first", note="For a model that was fine-tuned on QCM-ALE: the answer, then the reasons.",
-    ),
+    _TWICE.but(name="v0-greedy", temperature=0.0, note="As v0, but greedy: the same each time."),
+    _FINE_TUNED.but(name="answer-first", note="For a model that was fine-tuned on QCM-ALE: the answer, then the reasons."),
 )  # fmt: skip
 PROTOCOLS = tuple(
-    replace(way, published=(*numbers("scienceqa", way.name, headline=AVERAGE), *numbers("scienceqa-img", way.name, headline="IMG")))
+    way.but(published=(*numbers("scienceqa", way.name, headline=AVERAGE), *numbers("scienceqa-img", way.name, headline="IMG")))
     for way in _WAYS
 )
 _NEEDS = (

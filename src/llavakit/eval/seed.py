@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llavakit.eval import intervals
-from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.benchmark import LETTER, LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.checks import unique
 from llavakit.eval.choices import lettered
 from llavakit.eval.files import json_lines
 from llavakit.eval.official import Row, find, number, read_object, read_rows, there
-from llavakit.eval.published import numbers
+from llavakit.eval.published import with_numbers
 from llavakit.types import Image
 
 _FRAMES = {10: "task10/ssv2_8_frame", 11: "task11/kitchen_8_frame", 12: "task12/breakfast_8_frame"}
@@ -125,22 +125,11 @@ SEED = Benchmark(
     needs="SEED-Bench.json, SEED-Bench-image/, SEED-Bench-video-image/; LLaVA's llava-seed-bench.jsonl is used if it is there",
     reference="convert_seed_for_submission.py of haotian-liu/LLaVA. Departure: the upload holds an empty prediction where there is no"
     " answer, where that script stops",
-    protocols=(
-        Protocol(
-            name="llava-1.5",
-            template="vicuna_v1",
-            aspect="pad",
-            suffix=LETTER,
-            note="videos by their middle frame",
-            published=numbers("seed", "llava-1.5", headline="all"),
-        ),
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            suffix=LETTER,
-            note="the prompt format is the checkpoint's own; published for pictures only",
-            published=numbers("seed", "llava-1.6", headline="all"),
-        ),
+    protocols=with_numbers(
+        "seed",
+        "all",
+        LLAVA_15.but(suffix=LETTER, note="videos by their middle frame"),
+        LLAVA_16.but(suffix=LETTER, note="the prompt format is the checkpoint's own; published for pictures only"),
     ),
     questions=questions,
     score=scores,

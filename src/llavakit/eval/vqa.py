@@ -18,18 +18,17 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llavakit.eval import vqa_questions as questions
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
 from llavakit.eval.checks import complete, truths
 from llavakit.eval.files import json_file
 from llavakit.eval.intervals import all_and_groups
 from llavakit.eval.normalise import evalai, punctuation, vqa_eval
 from llavakit.eval.official import bad, read_rows
-from llavakit.eval.published import numbers
+from llavakit.eval.published import with_numbers
 
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 Scorer = Callable[[str, Sequence[str]], float]
@@ -138,18 +137,6 @@ def submit_vizwiz(answered: Sequence[Answered], folder: Path) -> Path:
     return json_file(folder / "vizwiz-test.json", entries)
 
 
-def llava_15(benchmark: str, *, suffix: str = SHORT, hints: bool = False, note: str = "") -> Protocol:
-    """The protocol of 1.5."""
-    published = numbers(benchmark, "llava-1.5", headline="accuracy")
-    return Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=suffix, hints=hints, note=note, published=published)
-
-
-def llava_16(benchmark: str, *, suffix: str = SHORT, note: str = "") -> Protocol:
-    """The protocol of 1.6, in each checkpoint's own prompt format."""
-    published = numbers(benchmark, "llava-1.6", headline="accuracy")
-    return Protocol(name="llava-1.6", aspect="anyres", suffix=suffix, note=note, published=published)
-
-
 def _scores(answered: Sequence[Answered], scorer: Scorer, needs: str) -> list[Score]:
     known = truths(answered, needs)
     points = [0.0 if one.text is None else scorer(one.text, one.question.truth) for one in known]
@@ -172,22 +159,25 @@ def tally(people: Sequence[str]) -> str:
 
 _VIZWIZ_SUFFIX = f"{UNANSWERABLE}\n{SHORT}"
 _SEEN = "the training pictures of VQAv2 are in the model's instruction data"
-_VQAV2 = (llava_15("vqav2", note=_SEEN), llava_16("vqav2", note=_SEEN))
-_VIZWIZ = (llava_15("vizwiz", suffix=_VIZWIZ_SUFFIX), llava_16("vizwiz", suffix=_VIZWIZ_SUFFIX))
-_TEXTVQA = (
-    llava_15("textvqa", hints=True, note="with Rosetta's OCR tokens in the question"),
-    llava_16("textvqa", note="without OCR tokens"),
-    Protocol(
-        name="no-ocr", template="vicuna_v1", aspect="pad", suffix=SHORT,
+_VQAV2 = with_numbers("vqav2", "accuracy", LLAVA_15.but(suffix=SHORT, note=_SEEN), LLAVA_16.but(suffix=SHORT, note=_SEEN))
+_VIZWIZ = with_numbers("vizwiz", "accuracy", LLAVA_15.but(suffix=_VIZWIZ_SUFFIX), LLAVA_16.but(suffix=_VIZWIZ_SUFFIX))
+_TEXTVQA = with_numbers(
+    "textvqa",
+    "accuracy",
+    LLAVA_15.but(suffix=SHORT, hints=True, note="with Rosetta's OCR tokens in the question"),
+    LLAVA_16.but(suffix=SHORT, note="without OCR tokens"),
+    LLAVA_15.but(
+        name="no-ocr",
+        suffix=SHORT,
         note="as llava-1.5 without OCR tokens: 1.5-7B has about 46 to 48 then; do not compare with numbers that had them",
     ),
-)  # fmt: skip
+)
 
 
 def _unscored(protocols: Sequence[Protocol], split: str) -> tuple[Protocol, ...]:
     """The same ways of asking without the numbers, which are of another split."""
     note = f"the published numbers are of {split}"
-    return tuple(replace(one, note=note, published=()) for one in protocols)
+    return tuple(one.but(note=note, published=()) for one in protocols)
 
 
 VQAV2 = Benchmark(
