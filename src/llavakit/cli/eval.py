@@ -19,6 +19,7 @@ from llavakit.cli.terminal import many
 from llavakit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from llavakit.eval.answers import Line
     from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Question, Score, Verdict
     from llavakit.responder import Limits, ServerCompleter
 
@@ -120,6 +121,7 @@ def run(
 ) -> None:
     """Ask the questions of a benchmark, and score the answers."""
     from llavakit.eval import benchmarks
+    from llavakit.eval.answers import read
     from llavakit.eval.run_folder import RUN, read_run
 
     benchmark = benchmarks.find(name)
@@ -136,7 +138,9 @@ def run(
     if not outcome.whole:
         say(f"rank {job.share.rank}: {many(outcome.fresh, 'answer')}; whoever ends last puts all of them together")
         return
-    report(benchmark, way, _answered(place / "answers.jsonl", questions, limit), place, read_run(place / RUN), page=page, as_json=as_json)
+    report(
+        benchmark, way, _answered(read(place / "answers.jsonl"), questions, limit), place, read_run(place / RUN), page=page, as_json=as_json
+    )
 
 
 @app.command("list", epilog=LIST_EXAMPLES)
@@ -183,6 +187,7 @@ def score(
 ) -> None:
     """Score answers that are there. No model is loaded."""
     from llavakit.eval import benchmarks
+    from llavakit.eval.answers import read
     from llavakit.eval.run_folder import RUN, read_run
 
     benchmark = benchmarks.find(name)
@@ -191,10 +196,11 @@ def score(
     if facts and (facts.get("benchmark"), facts.get("protocol")) != (benchmark.name, way.name):
         warn(f"these answers were asked as {facts.get('benchmark')}, protocol {facts.get('protocol')}")
     facts = facts or {"benchmark": benchmark.name, "protocol": way.name, "model": answers.stem}
+    found = read(answers)
     with TemporaryDirectory() as scratch:
         beside = answers.parent if (answers.parent / benchmark.name).is_dir() else Path(scratch)
         questions = benchmark.questions(_files(benchmark, folder, beside, None if out else 0), way)
-        answered = _answered(answers, questions, limit or facts.get("asked"))
+        answered = _answered(found, questions, limit or facts.get("asked"))
         report(benchmark, way, answered, out, facts, page=out is not None, as_json=as_json)
 
 
@@ -206,6 +212,8 @@ def _files(benchmark: Benchmark, folder: Path | None, place: Path, limit: int | 
         remedy = f"give the folder that has them: {benchmark.needs}"
         raise ConfigError("the benchmark's files are needed", code="bad_value", where="FOLDER", remedy=remedy)
     made = place / benchmark.name
+    if limit != 0 and not made.exists():
+        say(f"making {made}")
     benchmark.make(made, limit)
     return made
 
@@ -213,11 +221,11 @@ def _files(benchmark: Benchmark, folder: Path | None, place: Path, limit: int | 
 # --- telling --------------------------------------------------------------------------------------------------------------------------
 
 
-def _answered(path: Path, questions: Sequence[Question], limit: int | None) -> list[Answered]:
-    """The questions with the answers of a file; misfits are told."""
-    from llavakit.eval import answers
+def _answered(found: Sequence[Line], questions: Sequence[Question], limit: int | None) -> list[Answered]:
+    """The questions with their answers; misfits are told."""
+    from llavakit.eval.answers import match
 
-    matched = answers.match(questions, answers.read(path), limit=limit)
+    matched = match(questions, found, limit=limit)
     for remark in matched.remarks():
         warn(remark)
     return matched.answered

@@ -134,16 +134,17 @@ def _by_official_id(
     if found:
         for question in questions:
             of[str(question.given)].append(question)
-    left, taken = list(found), []
+    left, taken = list(found), list[Line]()
     for alike in (_same, _begins, _any):
-        rest, taken = [], []
+        rest: list[Line] = []
+        taken = []
         for line in left:
             free = (q for q in of.get(line.question_id, ()) if q.id not in texts)
-            question = next((q for q in free if alike(_bare(line.prompt), _bare(q.prompt))), None)
-            if question is None:
+            fits = next((q for q in free if alike(_bare(line.prompt), _bare(q.prompt))), None)
+            if fits is None:
                 rest.append(line)
             else:
-                texts[question.id] = line.text
+                texts[fits.id] = line.text
                 taken.append(line)
         left = rest
     unknown = [line for line in left if line.question_id not in of]
