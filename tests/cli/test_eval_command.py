@@ -114,6 +114,7 @@ def test_a_folder_of_exported_scenes(llava: Llava, tiny_model_dir: Path) -> None
     done = llava("eval", "scenes", "data", "--model", tiny_model_dir, "--limit", 4)
     assert done.code == 0, done.err
     assert len(lines(f"evaluation/scenes/plain/{tiny_model_dir.name}/answers.jsonl")) == 4
+    assert "only           4 of " in done.out
     next(Path("data/images").iterdir()).unlink()
     gone = llava("eval", "scenes", "data", "--model", tiny_model_dir, "--out", "gone")
     assert gone.code == 0

@@ -258,6 +258,8 @@ def report(
     print(f"{benchmark.name} --protocol {way.name}   {facts.get('model', '')}")
     for key, value in _how(way):
         print(f"  {key:15}{value}")
+    if facts.get("asked", 0) < facts.get("questions", 0):
+        print(f"  {'only':15}{facts['asked']:,} of {facts['questions']:,} questions: published numbers do not compare")
     print(*table(scores, way), sep="\n")
 
 
