@@ -297,7 +297,8 @@ def _how(way: Protocol) -> list[tuple[str, str]]:
         ("pictures", way.aspect),
         ("suffix", way.suffix and one_line(way.suffix)),
         ("hints", "shown" if way.hints else None),
-        ("longest reply", f"{way.max_new_tokens} tokens, greedy"),
+        ("longest reply", f"{way.max_new_tokens} tokens, {f'temperature {way.temperature:g}' if way.temperature else 'greedy'}"),
+        ("passes", "two: the reasons, then the answer" if way.passes == 2 else None),
         ("judge", way.judge),
         ("note", way.note),
     )

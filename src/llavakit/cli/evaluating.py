@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llavakit import __version__
 from llavakit.cli import asking, options
 from llavakit.cli.border import one_line
+from llavakit.errors import ConfigError
 
 if TYPE_CHECKING:
     from llavakit.assistant import Assistant
@@ -36,7 +37,8 @@ class Asking:
 
     def of_model(self, loading: options.Loading, *, batch: int) -> tuple[Job, Outcome]:
         """Our own model answers, in batches, this process its share."""
-        from llavakit.eval.harness import by_model
+        from llavakit.eval.harness import Model, by_model
+        from llavakit.eval.two_pass import TwoPass
 
         assistant = fitting(_on_own_device(loading).assistant(), self.protocol, chosen=loading.template is not None)
         job = self._job(
@@ -45,13 +47,17 @@ class Asking:
             aspect=aspect_of(assistant),
             arithmetic=str(assistant.model.dtype).removeprefix("torch."),
         )
+        model: Model = TwoPass(assistant) if self.protocol.passes == 2 else assistant
         with asking.progress(self.benchmark.name, None) as tell:
-            return job, by_model(job, assistant, batch=batch, size=lambda question: _length(assistant, question), tell=tell)
+            return job, by_model(job, model, batch=batch, size=lambda question: _length(assistant, question), tell=tell)
 
     def of_server(self, completer: ServerCompleter, limits: Limits) -> tuple[Job, Outcome]:
         """A server answers, many questions at once."""
         from llavakit.eval.harness import by_server
 
+        if self.protocol.passes == 2:
+            what = f"protocol {self.protocol.name} goes on with a reply that is begun, and a server cannot"
+            raise ConfigError(what, code="bad_value", where="--protocol", remedy="ask a checkpoint (--model), or in one pass")
         for what, wanted in (("prompt format", self.protocol.template), ("aspect", self.protocol.aspect)):
             if wanted is not None:
                 warn(f"protocol {self.protocol.name} wants the {what} {wanted}; what this server does is not known here")
