@@ -260,7 +260,10 @@ def report(
         print(f"  {key:15}{value}")
     if facts.get("asked", 0) < facts.get("questions", 0):
         print(f"  {'only':15}{facts['asked']:,} of {facts['questions']:,} questions: published numbers do not compare")
-    print(*table(scores, way), sep="\n")
+    for line in table(scores, way):
+        print(line)
+    if benchmark.score is None:
+        print(f"  {'scored by':15}{one_line(benchmark.reference)}")
 
 
 def _upload(benchmark: Benchmark, answered: Sequence[Answered], place: Path | None) -> Path | None:

@@ -61,7 +61,9 @@ class Job:
 
     @property
     def sampling(self) -> Sampling:
-        return self.run.protocol.sampling
+        """The protocol's; replies that are drawn are drawn alike every time, so that a file can be made again."""
+        sampling = self.run.protocol.sampling
+        return sampling.but(seed=0) if sampling.temperature else sampling
 
     def folder(self) -> RunFolder:
         return RunFolder(self.out, replace(self.run, asked=len(self.asked)), self.questions, self.asked, self.share)
