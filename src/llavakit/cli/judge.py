@@ -22,8 +22,7 @@ from llavakit.errors import ConfigError, ResponderError
 
 if TYPE_CHECKING:
     from llavakit.eval import mm_vet
-    from llavakit.eval.benchmark import Protocol
-    from llavakit.eval.judge import Case, Job, Rules, Verdict
+    from llavakit.eval.judge import Case, Job, Judged, Rules
     from llavakit.eval.resample import Pair
     from llavakit.eval.reviews import Relative, Review
     from llavakit.responder import Completer, Ledger
@@ -183,11 +182,11 @@ def _jobs(cases: Sequence[Case], rules: Rules, temperature: float, max_tokens: i
 
 def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying, out: Path, name: str) -> None:
     """Ask, write what the ledger holds whatever ended it, tell the numbers."""
-    from llavakit.eval.judge import run, verdicts
+    from llavakit.eval.judge import judged, run
     from llavakit.eval.review_page import write_page
     from llavakit.eval.reviews import by_category, relative_scores, spreads, table, write_reviews
 
-    found: list[list[Verdict]] = []
+    found: list[list[Judged]] = []
     kept: list[Mapping[str, list[Pair]]] = []
     for number, job in enumerate(jobs, 1):
         file = out / f"reviews_{_spelt(judge.name)}{f'_{number}' if len(jobs) > 1 else ''}.jsonl"
@@ -195,7 +194,7 @@ def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying,
             with asking.progress("judging", len(job)) as tell:
                 outcome = run(job, judge, ledger, limits=whom.limits(again=job.tries), on_progress=tell)
         finally:
-            found.append(verdicts(job, judge.name, ledger))
+            found.append(judged(job, judge.name, ledger))
             written = write_reviews(file, job, found[-1], judge=judge.name)
         if written:
             kept.append(by_category(written))
@@ -213,7 +212,7 @@ def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying,
     _all_reviewed(found)
 
 
-def _all_reviewed(found: Sequence[Sequence[Verdict]]) -> None:
+def _all_reviewed(found: Sequence[Sequence[Judged]]) -> None:
     """Raises ResponderError where a question has no review: what was told is over the others only."""
     refused = sum(len(one.refused) for run in found for one in run)
     if refused:
@@ -232,7 +231,7 @@ def _drift(written: Sequence[Review]) -> None:
         print(f"judged by {', '.join(versions)}{' (several versions: not one judge)' if len(versions) > 1 else ''}", file=sys.stderr)
 
 
-def _bias(found: Sequence[Verdict]) -> None:
+def _bias(found: Sequence[Judged]) -> None:
     from llavakit.eval.judge import first_bias
 
     bias = first_bias(found)
@@ -242,26 +241,22 @@ def _bias(found: Sequence[Verdict]) -> None:
 
 def _expected(name: str, judge: str) -> None:
     """A word on published numbers, which are another judge's."""
-    protocols = _protocols(name)
+    from llavakit.eval.benchmarks import find
+
+    protocols = find(name).protocols
     judges = list(dict.fromkeys(protocol.judge for protocol in protocols if protocol.judge and protocol.published))
     if judges and judge not in judges:
         print(f"published numbers were judged by {', '.join(judges)}: this judge's are not comparable with them", file=sys.stderr)
-
-
-def _protocols(name: str) -> tuple[Protocol, ...]:
-    from llavakit.eval import llava_bench, mm_vet, scenes_bench
-
-    known = (*llava_bench.BENCHMARKS, *mm_vet.BENCHMARKS, scenes_bench.SCENES_BENCH)
-    return next(benchmark.protocols for benchmark in known if benchmark.name == name)
 
 
 def _grading(
     folder: Path, answers: Path, left_out: set[str], rules: Path | None, *, runs: int, upstream: bool, max_tokens: int
 ) -> mm_vet.Job:
     from llavakit.eval import mm_vet
+    from llavakit.eval.official import read_text
 
     cases = [case for case in mm_vet.cases(folder, answers) if case.id not in left_out]
-    prompt = mm_vet.PROMPT if rules is None else mm_vet.read_prompt(rules)
+    prompt = mm_vet.PROMPT if rules is None else read_text(rules)
     return mm_vet.Job(cases=cases, runs=runs, prompt=prompt, max_tokens=max_tokens, upstream=upstream)
 
 

@@ -57,6 +57,11 @@ class Protocol:
     "What else a reader must know."
     published: tuple[Published, ...] = field(default=(), repr=False)
 
+    def asked(self, question: str) -> str:
+        """The question, the suffix on lines of its own behind it; LLaVA's own files have it already."""
+        ending = f"\n{self.suffix}" if self.suffix else ""
+        return question if question.endswith(ending) else question + ending
+
     @property
     def sampling(self) -> Sampling:
         """Greedy unless the protocol draws, as every published 1.5 and 1.6 number (spec 6.1)."""

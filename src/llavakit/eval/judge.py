@@ -167,7 +167,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Judged:
     """A case with its readings: one, or two with the order swapped. ``scores`` is their mean, None unless all have some."""
 
     case: Case
@@ -235,18 +235,16 @@ def run(job: Job, judge: Completer, ledger: Ledger, *, limits: Limits, on_progre
     return ask_all(job.queries(), judge, ledger, limits=limits, judge=job.accept, on_progress=on_progress, total=len(job))
 
 
-def verdicts(job: Job, judge: str, ledger: Ledger) -> list[Verdict]:
+def judged(job: Job, judge: str, ledger: Ledger) -> list[Judged]:
     """Every case in order, as the ledger knows it; ``judge`` is the completer's name."""
     return [
-        Verdict(
-            case=case, readings=tuple(_reading(job, job.query(case, swapped=swapped), judge, ledger, swapped) for swapped in job.orders)
-        )
+        Judged(case=case, readings=tuple(_reading(job, job.query(case, swapped=swapped), judge, ledger, swapped) for swapped in job.orders))
         for case in job.cases
     ]
 
 
-def first_bias(found: Sequence[Verdict]) -> float | None:
-    """By how many points the answer that stands first is favoured, of verdicts in both orders; None where there are none."""
+def first_bias(found: Sequence[Judged]) -> float | None:
+    """By how many points the answer that stands first is favoured, of cases judged in both orders; None where there are none."""
     both = [(a.scores, b.scores) for a, b in (one.readings for one in found if len(one.readings) == 2) if a.scores and b.scores]
     gains = [gain for plain, swapped in both for gain in (plain[0] - swapped[0], swapped[1] - plain[1])]
     return statistics.fmean(gains) if gains else None

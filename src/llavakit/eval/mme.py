@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question
-from llavakit.eval.official import bad, find, read_text, there
+from llavakit.eval.files import replaced
+from llavakit.eval.official import Row, bad, find, read_rows, read_text, there
 from llavakit.eval.published import numbers
-from llavakit.eval.rows import Row, asked, entries
 from llavakit.eval.yes_no import COGNITION, PERCEPTION, PLEASE, mme_key, mme_scores, mme_verdict
 from llavakit.types import Image
 
@@ -45,7 +45,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
     texts = {name: _texts(home / name) for name in (*PERCEPTION, *COGNITION) if (home / name).is_dir()}
     if not texts:
         remedy = f"give the folder that holds {PERCEPTION[0]}, {PERCEPTION[1]}, ..."
-        raise bad("no subtask of MME", folder, remedy)
+        raise bad("no subtask of MME", folder, remedy, code="missing_file")
     upstream = there(folder, "llava_mme.jsonl")
     asking = _official(home, texts) if upstream is None else _upstream(upstream, texts)
     found: list[Question] = []
@@ -56,7 +56,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
             Question(
                 id=f"{one.picture}-{count[one.picture]}",
                 given=one.picture,
-                prompt=asked(one.question, protocol.suffix),
+                prompt=protocol.asked(one.question),
                 image=Image(home / one.picture),
                 category=one.subtask,
                 truth=one.truth,
@@ -72,7 +72,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
 
 def _upstream(path: Path, texts: Mapping[str, _Texts]) -> Iterator[_Asked]:
     """Upstream's questions with the official answers, found as its converter finds them."""
-    for row in entries(path):
+    for row in read_rows(path):
         picture = row.text("question_id")
         subtask, stem = picture.split("/")[0], picture.split("/")[-1].split(".")[0]
         known = texts.get(subtask, {}).get(stem, {})
@@ -110,14 +110,13 @@ def _texts(folder: Path) -> _Texts:
 
 def submit(answered: Sequence[Answered], folder: Path) -> Path:
     """What MME's calculation.py reads: a file a subtask, each line the text file's name, question, truth and answer between tabs."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = defaultdict(list)
     for one in answered:
         name = f"{str(one.question.given).split('/')[-1].split('.')[0]}.txt"
         said = " ".join((one.text or "").split())  # tabs part the columns, line breaks the rows
         lines[one.question.category].append("\t".join((name, dict(one.question.row)["question"], one.question.truth.capitalize(), said)))
     for category, written in lines.items():
-        (folder / f"{category}.txt").write_text("".join(f"{line}\n" for line in written), encoding="utf-8")
+        replaced(folder / f"{category}.txt", "".join(f"{line}\n" for line in written))
     return folder
 
 

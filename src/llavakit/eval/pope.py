@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llavakit.eval.benchmark import SHORT, Benchmark, Protocol, Question
-from llavakit.eval.official import find, pictures, there, unique
+from llavakit.eval.checks import unique
+from llavakit.eval.official import Row, find, pictures, read_rows, there
 from llavakit.eval.published import numbers
-from llavakit.eval.rows import Row, asked, entries
 from llavakit.eval.yes_no import SPLITS, pope_scores, pope_verdict
 from llavakit.types import Image
 
@@ -31,7 +31,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
     if upstream is None:
         pairs = [(row, split, row) for split, rows in official.items() for row in rows]
     else:
-        rows = [(row, row.one_of("category", *SPLITS)) for row in entries(upstream)]
+        rows = [(row, row.one_of("category", *SPLITS)) for row in read_rows(upstream)]
         align = _in_order if protocol.name == BY_ORDER else _by_id
         pairs = [
             pair
@@ -46,7 +46,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
             Question(
                 id=f"{split}-{given % _OFFSET}",
                 given=given,
-                prompt=asked(_bare(row), protocol.suffix),
+                prompt=protocol.asked(_bare(row)),
                 image=Image(place / row.text("image")),
                 category=split,
                 truth=labelled.one_of("label", "yes", "no"),
@@ -57,7 +57,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
 
 def _labels(folder: Path, split: str) -> list[Row]:
     name = f"coco_pope_{split}.json"
-    return list(entries(find(folder, name, f"coco/{name}", f"output/coco/{name}"), lines=True))
+    return list(read_rows(find(folder, name, f"coco/{name}", f"output/coco/{name}"), lines=True))
 
 
 _Aligned = tuple[Row, str, Row]  # as asked, split, with its label

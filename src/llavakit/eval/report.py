@@ -20,6 +20,7 @@ from typing import Any
 
 from llavakit.errors import DataError
 from llavakit.eval.benchmark import Benchmark, Protocol, Published, Score
+from llavakit.eval.files import json_file
 from llavakit.eval.published import Column, Table
 
 RUN, SCORES = "run.json", "scores.json"
@@ -60,10 +61,8 @@ class Line:
 
 def write_scores(folder: Path, scores: Sequence[Score], **facts: Any) -> Path:
     """scores.json beside run.json: the scores, and what was decided while scoring (``judge``)."""
-    path = folder / SCORES
     rows = [asdict(score) for score in scores]
-    path.write_text(json.dumps({**facts, "scores": rows} if facts else rows, indent=1) + "\n", "utf-8")
-    return path
+    return json_file(folder / SCORES, {**facts, "scores": rows} if facts else rows, indent=1)
 
 
 def read_result(folder: Path) -> Result:
