@@ -74,19 +74,21 @@ class Ours:
         return [one.text or "" for one in answers.match(asked, answers.read(out / "answers.jsonl")).answered]
 
 
-def in_turn(sides: dict[str, Side], parts: Sequence[Sequence[Question]]) -> tuple[dict[str, Times], dict[str, list[str]]]:
-    """Every part to every side, after a few questions that are not counted; seconds part by part, and all answers."""
+def in_turn(sides: dict[str, Side], parts: Sequence[Sequence[Question]]) -> tuple[dict[str, Times], dict[str, float], dict[str, list[str]]]:
+    """Every part to every side, after a few questions that are not counted: seconds part by part, CPU seconds in all, all answers."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    cpu = dict.fromkeys(sides, 0.0)
     said: dict[str, list[str]] = {name: [] for name in sides}
     for side in sides.values():
         side(parts[0][:8])
     for number, part in enumerate(parts):
         for name in list(sides)[:: 1 if number % 2 else -1]:
             gc.collect()
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             said[name] += sides[name](part)
             seconds[name].append(time.perf_counter() - start)
-    return {name: Times(tuple(values)) for name, values in seconds.items()}, said
+            cpu[name] += time.process_time() - busy
+    return {name: Times(tuple(values)) for name, values in seconds.items()}, cpu, said
 
 
 def products(assistant: Assistant, asked: Sequence[Question]) -> float:
@@ -143,10 +145,11 @@ def report(given: Any, room: Path, asked: Sequence[Question], parts: Sequence[Se
     load, dtype = os.getloadavg()[0], str(assistant.model.dtype).removeprefix("torch.")
     print(f"{len(asked):,} questions in {len(parts)} parts, {given.model} in {dtype}, {given.threads} threads, load {load:.1f}")
     bound = products(assistant, asked) / ceilings().multiply
-    times, said = in_turn(sides, parts)
+    times, cpu, said = in_turn(sides, parts)
     for name, text in sorted(said.items()):
         alike = sum(a == b for a, b in zip(text, said["theirs"], strict=True))
-        print(f"{name:8}{shown(times[name], len(asked))}   {right(asked, text):,} right, {alike:,} as theirs")
+        busy = f"CPU {1e3 * cpu[name] / len(asked):.1f} ms"
+        print(f"{name:8}{shown(times[name], len(asked))}, {busy}   {right(asked, text):,} right, {alike:,} as theirs")
     for name in sorted(set(sides) - {"theirs"}):
         ratio, total = faster(times["theirs"], times[name]), sum(times["theirs"].seconds) / sum(times[name].seconds)
         goal = f"   goal {GOAL:g} {'met' if total >= GOAL else 'MISSED'}" if name == "ours" else ""

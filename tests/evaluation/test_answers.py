@@ -106,6 +106,13 @@ def test_a_better_fit_comes_first_wherever_it_stands(tmp_path: Path) -> None:
     assert "line 1 (1)" in " ".join(found.remarks())
 
 
+def test_other_hints_are_told_and_the_question_itself_is_found(tmp_path: Path) -> None:
+    questions = [asked("a", "img", "Who?\nReference OCR token: x\nShort."), asked("b", "img", "Where?\nReference OCR token: x\nShort.")]
+    found = match(questions, read(upstream(tmp_path, ("img", "Where?\nShort.", "2"), ("img", "Who?\nShort.", "1"))))
+    assert [one.text for one in found.answered] == ["1", "2"]
+    assert [line.number for line in found.reworded] == [1, 2]
+
+
 def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     questions = [asked("a", 1, "?"), asked("b", 2, "?"), asked("c", 3, "?")]
     found = match(questions, read(upstream(tmp_path, (1, "?", "x"), (9, "?", "y"), (1, "?", "z"))))

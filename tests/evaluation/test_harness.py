@@ -144,6 +144,17 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert by_model(job(tmp_path), Echo()).whole
 
 
+def test_replies_that_are_drawn_are_drawn_alike(tmp_path: Path, tiny_model_dir: Path) -> None:
+    assistant, asked = Assistant.load(tiny_model_dir, device="cpu"), questions(5)
+    drawn = run(asked, protocol=Protocol(name="plain", temperature=1.0, max_new_tokens=6))
+    for out in ("a", "b"):
+        by_model(Job(questions=asked, run=drawn, out=tmp_path / out), assistant, batch=3)
+    assert (tmp_path / "a" / "answers.jsonl").read_bytes() == (tmp_path / "b" / "answers.jsonl").read_bytes()
+    colder = run(asked, protocol=Protocol(name="plain", temperature=0.5, max_new_tokens=6))
+    with pytest.raises(DataError, match=r"temperature 1\.0, now 0\.5"):
+        by_model(Job(questions=asked, run=colder, out=tmp_path / "a"), assistant)
+
+
 # --- faults ---------------------------------------------------------------------------------------------------------------------------
 
 

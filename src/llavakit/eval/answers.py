@@ -56,7 +56,10 @@ class Matched:
         for lines, what in (
             (self.unknown, "answers are to questions that this benchmark does not have"),
             (self.duplicates, "answers are further ones to the same question; the first one counts"),
-            (self.reworded, "answers are to other words than this protocol's; matched by question_id alone"),
+            (
+                self.reworded,
+                "answers are to other words than this protocol's; matched by question_id and first line, or by question_id alone",
+            ),
         ):
             if lines:
                 yield f"{len(lines):,} {what}: {_some(f'line {line.number} ({line.question_id})' for line in lines)}"
@@ -134,20 +137,20 @@ def _by_official_id(
     if found:
         for question in questions:
             of[str(question.given)].append(question)
-    left, taken = list(found), []
-    for alike in (_same, _begins, _any):
-        rest, taken = [], []
+    left, reworded = list(found), list[Line]()
+    for alike in (_same, _begins, _first_line, _any):
+        rest: list[Line] = []
         for line in left:
             free = (q for q in of.get(line.question_id, ()) if q.id not in texts)
-            question = next((q for q in free if alike(_bare(line.prompt), _bare(q.prompt))), None)
-            if question is None:
+            fits = next((q for q in free if alike(_bare(line.prompt), _bare(q.prompt))), None)
+            if fits is None:
                 rest.append(line)
             else:
-                texts[question.id] = line.text
-                taken.append(line)
+                texts[fits.id] = line.text
+                reworded += [line] if alike in (_first_line, _any) else []
         left = rest
     unknown = [line for line in left if line.question_id not in of]
-    return unknown, [line for line in left if line.question_id in of], taken
+    return unknown, [line for line in left if line.question_id in of], sorted(reworded, key=lambda line: line.number)
 
 
 def _same(said: str, asked: str) -> bool:
@@ -157,6 +160,11 @@ def _same(said: str, asked: str) -> bool:
 def _begins(said: str, asked: str) -> bool:
     """LLaVA's MMBench runner leaves the suffix out of the prompt that it writes down."""
     return bool(said) and asked.startswith(said)
+
+
+def _first_line(said: str, asked: str) -> bool:
+    """Asked with other hints or another suffix."""
+    return said.partition("\n")[0] == asked.partition("\n")[0]
 
 
 def _any(said: str, asked: str) -> bool:

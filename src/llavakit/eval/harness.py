@@ -61,7 +61,9 @@ class Job:
 
     @property
     def sampling(self) -> Sampling:
-        return self.run.protocol.sampling
+        """The protocol's; replies that are drawn are drawn alike every time, so that a file can be made again."""
+        sampling = self.run.protocol.sampling
+        return sampling.but(seed=0) if sampling.temperature else sampling
 
     def folder(self) -> RunFolder:
         return RunFolder(self.out, replace(self.run, asked=len(self.asked)), self.questions, self.asked, self.share)
@@ -91,13 +93,14 @@ def by_model(job: Job, model: Model, *, batch: int = 16, size: Size | None = Non
         todo = [questions for questions in mine if any(question.id not in folder.known for question in questions)]
         counted = _Counted(mine, folder, batch, tell)
         for questions, encoded in _ahead(todo, lambda question: _encoded(model, question, job.sampling)):
-            fine = [(question, one) for question, one in zip(questions, encoded, strict=True) if not isinstance(one, Exception)]
-            replies: dict[str, str | Exception] = {}
+            became: dict[str, str | Exception] = {
+                q.id: one for q, one in zip(questions, encoded, strict=True) if isinstance(one, Exception)
+            }
+            fine = [(question, one) for question, one in zip(questions, encoded, strict=True) if question.id not in became]
             if any(question.id not in folder.known for question, _ in fine):
-                said = _replies(model, [one for _, one in fine], job.sampling)
-                replies = {question.id: reply for (question, _), reply in zip(fine, said, strict=True)}
-            errors = {question.id: one for question, one in zip(questions, encoded, strict=True) if isinstance(one, Exception)}
-            counted.settle(questions, replies | errors)
+                replies = _replies(model, [one for _, one in fine], job.sampling)
+                became |= {question.id: reply for (question, _), reply in zip(fine, replies, strict=True)}
+            counted.settle(questions, became)
         return _ended(folder, counted.fresh)
 
 

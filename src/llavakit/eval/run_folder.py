@@ -81,9 +81,9 @@ class Run:
     def fields(self) -> dict[str, Any]:
         """The contents of run.json; the report reads it."""
         protocol = self.protocol
-        said = {"protocol": protocol.name, "suffix": protocol.suffix, "hints": protocol.hints, "max_new_tokens": protocol.max_new_tokens}
+        said = {name: getattr(protocol, name) for name in ("suffix", "hints", "max_new_tokens", "temperature", "passes")}
         own = {name: getattr(self, name) for name in ("model", "template", "aspect", "arithmetic", "prompts_sha256", "questions", "asked")}
-        return {"benchmark": self.benchmark, **said, **own, "versions": dict(self.versions), "date": self.date}
+        return {"benchmark": self.benchmark, "protocol": protocol.name, **said, **own, "versions": dict(self.versions), "date": self.date}
 
     def hold(self, folder: Path) -> None:
         """Write run.json, or compare with the one that is there. Raises DataError (``other_run``)."""
