@@ -134,7 +134,7 @@ def test_upstreams_rule_file_replaces_ours_and_the_digest_tells(tmp_path: Path) 
     assert rules.digest("conv") != Rules().digest("conv")
     assert replace(rules, system="Another.").digest("conv") != rules.digest("conv")
     (tmp_path / "rule.json").write_text('{"conv": {"prompt": 3}}')
-    with pytest.raises(DataError, match="these are no rules"):
+    with pytest.raises(DataError, match=r"rule\.json: conv: prompt is not text"):
         Rules.load(tmp_path / "rule.json")
 
 

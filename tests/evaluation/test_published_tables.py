@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from llavakit.errors import ConfigError
@@ -178,3 +181,10 @@ def test_every_compared_column_is_a_benchmark_of_ours() -> None:
     ours = {benchmark.name for benchmark in ALL}
     compared = {c.benchmark for t in tables().values() for c in t.columns if c.benchmark and any(row.protocol for row in t.rows)}
     assert compared <= ours
+
+
+def test_help_reads_no_table() -> None:
+    """The page is read with the families, which ``llava --help`` does not need."""
+    code = "import sys, llavakit.cli as c; sys.argv = ['llava', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+    code += "sys.exit(any(name.startswith('llavakit.eval.') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

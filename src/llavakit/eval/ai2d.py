@@ -54,7 +54,8 @@ def _official(folder: Path, home: Path) -> Iterator[_Read]:
         if not isinstance(asking, dict):
             raise whole.fail("questions is no object")
         for question, values in asking.items():
-            row = as_row({"question": question, **as_row(values, f"{path} {question!r}")}, f"{path} {question!r}")
+            where = f"{path} {question!r}"
+            row = Row({"question": question, **as_row(values, where)}, where)
             lettered_one = there(folder, f"abc_images/{name}") if row.get("abcLabel") else None
             shown = Image(lettered_one or folder / "images" / name)
             yield row.text("questionId"), row, row.texts("answerTexts"), row.whole("correctAnswer"), shown

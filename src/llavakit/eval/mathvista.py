@@ -172,7 +172,7 @@ def _rows(folder: Path) -> Iterator[tuple[Row, Image]]:
     if whole is not None:
         for name, values in read_object(whole).items():
             where = f"{whole} problem {name}"
-            row = as_row({"pid": name, **as_row(values, where)}, where)
+            row = Row({"pid": name, **as_row(values, where)}, where)
             yield row, Image(folder / row.text("image"))
     else:
         tables = parquets(folder, "testmini", instead="testmini.json")

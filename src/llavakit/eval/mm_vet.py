@@ -29,6 +29,7 @@ from typing import NamedTuple
 from llavakit.eval import report
 from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score
 from llavakit.eval.files import json_file
+from llavakit.eval.judge import sendable
 from llavakit.eval.llava_bench import read_answers
 from llavakit.eval.official import as_row, bad, read_object
 from llavakit.eval.published import with_numbers
@@ -119,9 +120,8 @@ class Job:
         truth = case.truth.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         row = " | ".join((case.question, truth, case.candidate, ""))
         text = f"{self.prompt}\n{row}" + (f"\n{AGAIN}" if again else "")
-        text = text.replace("\0", "").encode("utf-8", "replace").decode()
         sampling = Sampling(temperature=temperature, max_new_tokens=self.max_tokens, seed=run)
-        return Query(id=f"{case.id}-{run}", conversation=Conversation((user(text),)), sampling=sampling)
+        return Query(id=f"{case.id}-{run}", conversation=Conversation((user(sendable(text)),)), sampling=sampling)
 
     @property
     def digest(self) -> str:

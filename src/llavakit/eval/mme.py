@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question
 from llavakit.eval.files import replaced
-from llavakit.eval.official import Row, bad, find, read_rows, read_text, there
+from llavakit.eval.official import bad, find, read_rows, read_text, there
 from llavakit.eval.published import with_numbers
 from llavakit.eval.yes_no import COGNITION, PERCEPTION, PLEASE, mme_key, mme_scores, mme_verdict
 from llavakit.types import Image
@@ -104,7 +104,7 @@ def _texts(folder: Path) -> _Texts:
             if answer.lower() in ("yes", "no"):
                 known[question] = answer.lower()
             elif line.strip():
-                raise Row({}, f"{path}:{number}").fail(f"{line!r} is no question, tab and Yes or No")
+                raise bad(f"{line!r} is no question, tab and Yes or No", f"{path}:{number}", code="bad_record")
     return found
 
 

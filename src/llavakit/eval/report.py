@@ -22,8 +22,9 @@ from llavakit.errors import DataError
 from llavakit.eval.benchmark import Benchmark, Protocol, Published, Score
 from llavakit.eval.files import json_file
 from llavakit.eval.published import Column, Table
+from llavakit.eval.run_folder import RUN
 
-RUN, SCORES = "run.json", "scores.json"
+SCORES = "scores.json"
 ASKED = ("template", "aspect", "suffix", "hints", "max_new_tokens", "temperature", "judge")  # what a Protocol and a run's facts both say
 OTHERS = ("template", "aspect", "judge")  # those that are not ours to choose: the checkpoint's, and whoever judged
 NONE = "–"
