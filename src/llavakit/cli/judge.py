@@ -22,6 +22,7 @@ from llavakit.errors import ConfigError, ResponderError
 
 if TYPE_CHECKING:
     from llavakit.eval import mm_vet
+    from llavakit.eval.benchmark import Score
     from llavakit.eval.judge import Case, Job, Judged, Rules
     from llavakit.eval.resample import Pair
     from llavakit.eval.reviews import Relative, Review
@@ -97,14 +98,14 @@ def judge(
         grader = _completer(name, who, base_url, whom, loading)
         place.mkdir(parents=True, exist_ok=True)
         with Ledger(place / LEDGER) as ledger:
-            _grade(graded, grader, ledger, whom, place)
+            _grade(graded, grader, ledger, whom, place, answers)
         return
     jobs = _jobs(_cases(name, folder, answers, left_out), _rules(rules, system), temperature, max_tokens or 1024, runs)
     jobs = [replace(job, swap=swap, upstream=upstream, again=again) for job in jobs]
     reviewer = _completer(name, who, base_url, whom, loading)
     place.mkdir(parents=True, exist_ok=True)
     with Ledger(place / LEDGER) as ledger:
-        _review(jobs, reviewer, ledger, whom, place, name)
+        _review(jobs, reviewer, ledger, whom, place, name, answers)
 
 
 def reviews(files: Files, ignore: Ignore = None) -> None:
@@ -180,11 +181,11 @@ def _jobs(cases: Sequence[Case], rules: Rules, temperature: float, max_tokens: i
     return [Job(cases=cases, rules=rules, sampling=sampling.but(seed=run)) for run in range(runs)]
 
 
-def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying, out: Path, name: str) -> None:
+def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying, out: Path, name: str, answers: Path) -> None:
     """Ask, write what the ledger holds whatever ended it, tell the numbers."""
     from llavakit.eval.judge import judged, run
     from llavakit.eval.review_page import write_page
-    from llavakit.eval.reviews import by_category, relative_scores, spreads, table, write_reviews
+    from llavakit.eval.reviews import by_category, relative_scores, scores, spreads, table, write_reviews
 
     found: list[list[Judged]] = []
     kept: list[Mapping[str, list[Pair]]] = []
@@ -206,6 +207,8 @@ def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying,
         asking.ended(outcome, ledger, made=len(written), failed=failed)
     if len(kept) > 1:
         print(f"\n{spreads([relative_scores(pairs) for pairs in kept])}")
+    if kept:
+        _keep(answers, scores(kept[0]), judge.name)
     notes = [f"judge: {judge.name}", *map(table, kept)]
     print(write_page(out / f"reviews_{_spelt(judge.name)}.html", found[0], title=f"{name}, {out.stem}", notes=notes))
     _expected(name, judge.name)
@@ -260,7 +263,7 @@ def _grading(
     return mm_vet.Job(cases=cases, runs=runs, prompt=prompt, max_tokens=max_tokens, upstream=upstream)
 
 
-def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out: Path) -> None:
+def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out: Path, answers: Path) -> None:
     """The same for MM-Vet."""
     from llavakit.eval import mm_vet
 
@@ -272,6 +275,7 @@ def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out:
         file = mm_vet.write_grades(out / f"{_spelt(judge.name)}-grade-{job.runs}runs.json", grades)
     known = mm_vet.values(grades)
     if known:
+        _keep(answers, mm_vet.scores(known, {case.id: case.truth.capabilities for case in job.cases}), judge.name)
         print(f"{mm_vet.table(known, {case.id: case.truth.capabilities for case in job.cases})}\n")
     print(file)
     print(f"prompt {job.digest}, judged by {', '.join(sorted({one.model for told in grades.values() for one in told}))}", file=sys.stderr)
@@ -281,6 +285,14 @@ def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out:
     if absent:
         what = f"{len(absent)} of {len(grades)} answers have no grade (the first: {absent[0]}); the numbers leave them out"
         raise ResponderError(what, code="no_review", remedy="name another judge; --upstream counts them as 0")
+
+
+def _keep(answers: Path, scores: Sequence[Score], judge: str) -> None:
+    """Beside answers of ``llava eval``, so that ``llava eval report`` can tell them; of several runs of the judge, the first."""
+    from llavakit.eval.report import RUN, write_scores
+
+    if (answers.parent / RUN).is_file():
+        print(write_scores(answers.parent, scores, judge=judge), file=sys.stderr)
 
 
 def _spelt(name: str) -> str:

@@ -231,7 +231,7 @@ def heading(run: Result, protocol: Protocol | None) -> str:
     return f"{run.benchmark}, protocol {run.protocol}{strange}: {', '.join([run.model, *used, f'{counted:,} questions'])}{note}"
 
 
-def markdown(rows: Rows) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table of strings as Markdown."""
     header, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))
