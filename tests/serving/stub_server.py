@@ -31,7 +31,7 @@ def served(
     key: str | None = None,
     said: Callable[[str], str] = str,
 ) -> Iterator[str]:
-    """Its address while it runs. ``encode``: how it reads a conversation; ``counted``: tokens a picture more in usage; ``said``: its words."""
+    """Its address while it runs. ``encode``: how it reads a conversation; ``counted``: tokens more a picture in usage."""
     read: Encode = encode or (lambda asked: ours.processor.encode(asked, learn=False))
 
     class Handler(BaseHTTPRequestHandler):

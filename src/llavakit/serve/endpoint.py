@@ -87,10 +87,8 @@ class Endpoint:
             time.sleep(pause)
 
     def _request(self, path: str, body: object = None) -> urllib.request.Request:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.root + path, data=data, headers={"Content-Type": "application/json", "User-Agent": "llavakit"}
-        )
+        data, headers = None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json", "User-Agent": "llavakit"}
+        request = urllib.request.Request(self.root + path, data=data, headers=headers)
         if self.key:
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         return request
@@ -101,13 +99,8 @@ class Endpoint:
             with self._opener.open(self._request(path, body), timeout=self.timeout) as reply:
                 return json.loads(reply.read(_MOST))
         except urllib.error.HTTPError as error:
-            failed = faults.fault(
-                error.code,
-                self._said(error.read(_MOST)),
-                {name.lower(): value for name, value in error.headers.items()},
-                where=self.root,
-                key_variable="its API key",
-            )
+            headers = {name.lower(): value for name, value in error.headers.items()}
+            failed = faults.fault(error.code, self._said(error.read(_MOST)), headers, where=self.root, key_variable="its variable")
         except OSError as error:
             failed = faults.unavailable(self._scrubbed(str(getattr(error, "reason", error))), "no_connection", self.root)
         except ValueError:

@@ -203,9 +203,7 @@ def _plain(row: Row, rows: Sequence[Row]) -> Meaning:
     elif not row.counted:
         assert row.their_prompt is not None
         more = row.their_prompt - row.prompt
-        what = (
-            f"its prompt has {abs(more)} tokens {'more' if more > 0 else 'fewer'} than ours: another chat template, or a prompt cut short"
-        )
+        what = f"its prompt has {abs(more)} tokens {'more' if more > 0 else 'fewer'} than ours: another chat template, or a cut prompt"
         remedy = "give it the chat template that llava launch writes"
     elif row.near:
         what, remedy = f"a near tie ({row.margin:.2f} nats): rounding of another dtype or kernel", "nothing, if the others agree"

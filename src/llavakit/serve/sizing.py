@@ -76,9 +76,7 @@ def pace(config: ModelConfig, sizes: Sizes, request: Request, card: Card, *, car
     Raises ConfigError where the card's rates are not known.
     """
     if not card.bandwidth or not card.serving:
-        raise ConfigError(
-            "this card's rates are not known", code="unknown_card", where="--gpu", remedy="name a card, or measure: --gpu here"
-        )
+        raise ConfigError("its rates are not known", code="unknown_card", where="--gpu", remedy="name a card, or measure: --gpu here")
     share = cards * (TOGETHER if cards > 1 else 1.0)
     arithmetic, memory = share * card.serving * READ, share * card.bandwidth * WRITE
     head = config.rows * sizes.width

@@ -64,19 +64,17 @@ def wrong_ways(ours: Assistant) -> Iterator[Way]:
     yield Way(what="it counts no image tokens in usage; its words agree", remedy="bill and cut by our count", encode=bare)
     for name, template in TEMPLATES.items():
         if name != right.template.name and not isinstance(template, PlainTemplate):
-            yield Way(
-                what=f"it writes prompts as {name}, not {right.template.name}", remedy=_TEMPLATE, encode=_plainly(right.using(template))
-            )
+            what = f"it writes prompts as {name}, not {right.template.name}"
+            yield Way(what=what, remedy=_TEMPLATE, encode=_plainly(right.using(template)))
 
 
 def but(processor: Processor, *, preprocess: Preprocess | None = None, tiling: Tiling | None = None) -> Processor:
     """The same processor with other views."""
-    made = Processor(
+    return Processor(
         tokenizer=processor.tokenizer, template=processor.template, preprocess=preprocess or processor.preprocess,
         tiling=tiling or processor.tiling, image_token=processor.image_token, max_length=processor.max_length,
         image_pieces=processor.image_pieces, limits=processor.limits,
     )  # fmt: skip
-    return made
 
 
 def _plainly(processor: Processor) -> Callable[[Conversation], Made]:
