@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -155,7 +155,7 @@ def launch(
         "--dtype", "bfloat16" if card.bf16 else "float16", "--chat-template", str(path),
     ]  # fmt: skip
     words = make(made, found, python, common, context, domains)
-    return Launch(**(vars(made) | {"words": tuple(words)}))
+    return replace(made, words=tuple(words))
 
 
 def _vllm(made: Launch, found: Facts, python: Path | None, common: list[str], context: int, domains: Sequence[str]) -> list[str]:

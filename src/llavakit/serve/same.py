@@ -192,7 +192,14 @@ def _explains(way: Way, row: Row, asked: Conversation, ours: Assistant, new: int
         return False
     if inputs is None:  # a way that our model cannot compute: the count must tell
         return row.their_prompt is not None and not row.counted
-    return reply(ours, inputs, new) == row.theirs
+    return _begins(ours, inputs, row.theirs) and reply(ours, inputs, new) == row.theirs
+
+
+def _begins(ours: Assistant, inputs: Inputs, text: str) -> bool:
+    """Whether our first token can begin a reply: most ways are ruled out by it, at the cost of reading the prompt."""
+    first = int(_scores(ours, inputs, ())[-1].argmax())
+    begun = ours.processor.decode([first]).strip()
+    return first in ours.stop_ids or "\ufffd" in begun or text.startswith(begun)
 
 
 def _plain(row: Row, rows: Sequence[Row]) -> Meaning:

@@ -25,7 +25,6 @@ from llavakit.model.sizes import Sizes
 GIB = 2**30
 READ, WRITE = 0.5, 0.7  # reached of a card's arithmetic while prompts are read, of its memory's rate while replies are written
 TOGETHER = 0.8  # of the sum of cards that share one model
-HEADROOM = 0.7  # of what a GPU can do: requests do not come evenly
 SEQUENCES = 256  # replies at a time in the larger engines, unless told otherwise
 
 
@@ -140,7 +139,7 @@ class Fleet:
         return self.copies * self.cards
 
 
-def fleet(pace: Pace, request: Request, at_once: int, load: float, *, cards: int = 1, headroom: float = HEADROOM) -> Fleet:
+def fleet(pace: Pace, request: Request, at_once: int, load: float, *, cards: int = 1, headroom: float = 0.7) -> Fleet:
     """The fewest copies that carry ``load`` requests a second at ``headroom`` of what they can. Raises ConfigError."""
     if load <= 0 or not 0 < headroom < 1:
         what = f"{load:g} requests a second" if load <= 0 else f"a share of {headroom:g}"
