@@ -100,6 +100,17 @@ def test_a_wrong_endpoint_is_told_by_what_it_does(ours: Assistant, asked: dict[s
     assert {name for one in found.meanings for name in one.rows} == {row.name for row in found.rows if not row.same}
 
 
+def test_two_faults_at_once_are_told_by_the_count(ours: Assistant, asked: dict[str, Conversation]) -> None:
+    """No single way says what a server says that is wrong in two; the count still names one of them."""
+    silent = ours.processor.using(replace(ours.processor.template, system=""))
+    found = compared(ours, asked, encode=plainly(silent), said=lambda text: "A zebra.")
+    assert not found.agrees
+    assert found.meanings[0].what.startswith("it counts as if it leaves the system text out")
+    assert set(found.meanings[0].rows) == {"text", *PICTURED}
+    assert found.meanings[1].rows == ("system",)
+    assert "weights" in found.meanings[1].what
+
+
 def test_a_refused_question_is_a_row(ours: Assistant, asked: dict[str, Conversation]) -> None:
     found = compared(ours, asked, most_pictures=1)
     assert not found.agrees

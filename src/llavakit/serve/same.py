@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -22,7 +23,7 @@ from llavakit.scenes.draw import draw
 from llavakit.scenes.statements import captions
 from llavakit.scenes.world import Scene, scenes
 from llavakit.serve.endpoint import Answer
-from llavakit.serve.wrong_ways import Way, wrong_ways
+from llavakit.serve.wrong_ways import Made, Way, wrong_ways
 from llavakit.text_stream import finished_text
 from llavakit.types import Conversation, Image, Sampling, Text, assistant, system, user
 
@@ -163,35 +164,48 @@ def _agreement(ours: Assistant, inputs: Inputs, tokens: Sequence[str]) -> float:
 
 
 def _meanings(rows: Sequence[Row], asked: dict[str, Conversation], ours: Assistant, new: int) -> list[Meaning]:
-    """The ways of being wrong that say what the endpoint said, those first that explain most; then plain words for what is left."""
-    wrong = [row for row in rows if not (row.same or row.refused)]
-    if not wrong:
-        return [_plain(row, rows) for row in rows if row.refused]
-    left, found = {row.name: row for row in wrong}, list[Meaning]()
-    explained = [(way, {row.name for row in wrong if _explains(way, row, asked[row.name], ours, new)}) for way in wrong_ways(ours)]
-    while left:
-        way, names = max(explained, key=lambda pair: len(pair[1] & set(left)), default=(None, set()))
-        names &= set(left)
-        if way is None or not names:
-            break
-        found.append(Meaning(what=way.what, remedy=way.remedy, rows=tuple(sorted(names))))
-        left = {name: row for name, row in left.items() if name not in names}
-    return found + [_plain(row, rows) for row in (*left.values(), *(row for row in rows if row.refused))]
+    """The ways of being wrong that count and say what the endpoint did, those first that explain most; then those that count as it did;
+    then plain words for what is left."""
+    ways, found = list(wrong_ways(ours)), list[Meaning]()
+    left = [row for row in rows if not (row.same or row.refused)]
+    for said, explains in (("{}", partial(_explains, ours=ours, new=new)), ("it counts as if {}, and its words differ too", _counts)):
+        explained = [(way, {row.name for row in left if explains(way, row, asked[row.name])}) for way in ways] if left else []
+        while left:
+            names = {row.name for row in left}
+            way, shown = max(((way, of & names) for way, of in explained), key=lambda pair: len(pair[1]))
+            if not shown:
+                break
+            found.append(Meaning(what=said.format(way.what), remedy=way.remedy, rows=tuple(row.name for row in left if row.name in shown)))
+            left = [row for row in left if row.name not in shown]
+    plain = dict[tuple[str, str], list[str]]()
+    for row in (*left, *(row for row in rows if row.refused)):
+        plain.setdefault(_plain(row, rows), []).append(row.name)
+    return found + [Meaning(what=what, remedy=remedy, rows=tuple(names)) for (what, remedy), names in plain.items()]
 
 
-def _explains(way: Way, row: Row, asked: Conversation, ours: Assistant, new: int) -> bool:
-    """Whether we, wrong in this way, count what the endpoint counted and say what it said."""
+def _counts(way: Way, row: Row, asked: Conversation) -> bool:
+    """Whether a wrong count is that of this way."""
+    made = None if row.counted else _try(way, asked)
+    return made is not None and made[1] == row.their_prompt
+
+
+def _try(way: Way, asked: Conversation) -> Made | None:
     try:
-        made = way.encode(asked)
-    except (ContextError, AssertionError):
-        return False
+        return way.encode(asked)
+    except ContextError:
+        return None
+
+
+def _explains(way: Way, row: Row, asked: Conversation, *, ours: Assistant, new: int) -> bool:
+    """Whether we, wrong in this way, count what the endpoint counted and say what it said."""
+    made = _try(way, asked)
     if made is None:
         return False
     inputs, counted = made
     if row.their_prompt is not None and counted != row.their_prompt:
         return False
     if inputs is None:  # a way that our model cannot compute: the count must tell
-        return row.their_prompt is not None and not row.counted
+        return not row.counted
     return _begins(ours, inputs, row.theirs) and reply(ours, inputs, new) == row.theirs
 
 
@@ -202,8 +216,8 @@ def _begins(ours: Assistant, inputs: Inputs, text: str) -> bool:
     return first in ours.stop_ids or "\ufffd" in begun or text.startswith(begun)
 
 
-def _plain(row: Row, rows: Sequence[Row]) -> Meaning:
-    """What can be said of a difference that no way of being wrong explains."""
+def _plain(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
+    """What can be said of a difference that no way of being wrong explains, and what to do."""
     what, remedy = "other weights, another dtype, or a fault of the endpoint", "check which checkpoint and dtype it serves"
     if row.refused:
         what, remedy = f"it refuses the question: {row.refused}", "check its limits on pictures and context"
@@ -217,7 +231,7 @@ def _plain(row: Row, rows: Sequence[Row]) -> Meaning:
     elif row.pictures and all(one.same or one.near for one in rows if not one.pictures):
         what = "only pictures: its pixels, tower or projector differ"
         remedy = "compare its image processor, then the weights: llava verify"
-    return Meaning(what=what, remedy=remedy, rows=(row.name,))
+    return what, remedy
 
 
 def _shape(scene: Scene) -> str:
