@@ -27,6 +27,7 @@ from llavakit.cli import (
     train,
     verify,
 )
+from llavakit.cli import eval as evaluation
 
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
@@ -44,7 +45,7 @@ COMMANDS = (
     ("demo", demo.demo, demo.EXAMPLES),
     ("env", environment.environment, environment.EXAMPLES),
 )
-GROUPS = (("train", train.app), ("data", data.app), ("scenes", scenes.app), ("miniature", miniature.app))
+GROUPS = (("train", train.app), ("data", data.app), ("eval", evaluation.app), ("scenes", scenes.app), ("miniature", miniature.app))
 EPILOG = """Try it:  llava demo   and   llava ask photo.jpg "What is this?"
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong words, 130 interrupted.

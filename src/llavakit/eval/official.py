@@ -83,9 +83,9 @@ def pictures(folder: Path, *names: str) -> Path:
     return next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
 
 
-def rows(path: Path, under: str | None = None) -> Iterator[Row]:
-    """The objects of a file, one by one; ``under``: the key of the list in a JSON object."""
-    for where, value in _values(path, under):
+def rows(path: Path, under: str | None = None, *, lines: bool = False) -> Iterator[Row]:
+    """The objects of a file, one by one; ``under``: the key of the list in a JSON object; ``lines``: one a line, under any name."""
+    for where, value in _values(path, under, lines):
         if not isinstance(value, Mapping):
             raise bad("not an object", where, "take the official file as it is")
         yield Row(value, where)
@@ -93,7 +93,7 @@ def rows(path: Path, under: str | None = None) -> Iterator[Row]:
 
 def content(path: Path) -> Any:
     """A whole JSON file."""
-    return _json(_text(path), path, None)
+    return _json(read_text(path), path, None)
 
 
 def unique(questions: list[Question], path: Path) -> list[Question]:
@@ -153,14 +153,14 @@ def picture(row: Row, key: str, path: Path) -> Image:
     return Image(place)
 
 
-def _values(path: Path, under: str | None) -> Iterator[tuple[str, Any]]:
+def _values(path: Path, under: str | None, by_line: bool) -> Iterator[tuple[str, Any]]:
     """Each value with its place."""
     if path.suffix == ".parquet":
         from llavakit.data.parquet import Rows
 
         yield from ((f"{path} [{number}]", values) for number, values in Rows(path))
-    elif path.suffix == ".jsonl":
-        lines = enumerate(_text(path).split("\n"), 1)
+    elif path.suffix == ".jsonl" or by_line:
+        lines = enumerate(read_text(path).split("\n"), 1)
         yield from ((f"{path}:{number}", _json(line, path, number)) for number, line in lines if line.strip())
     else:
         found = content(path)
@@ -170,7 +170,7 @@ def _values(path: Path, under: str | None) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path} {under or ''}[{number}]", value) for number, value in enumerate(listed))
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
