@@ -143,7 +143,8 @@ def launch(
         what = f"{context} tokens hold {most} pictures of {found.picture} beside the text, not {pictures or 1}"
         raise ConfigError(what, code="bad_value", where="--images", remedy=f"ask for at most {most}, or a longer --context")
     tensor = tensor_parallel(found, card, devices, context)
-    path = template_file or Path(f"{found.folder.resolve().name}.{engine}.jinja")
+    called = name or found.folder.resolve().name
+    path = template_file or Path(f"{called.replace('/', '-')}.{engine}.jinja")
     make = _vllm if engine == "vllm" else _sglang
     made = Launch(
         engine=engine, words=(), environment=(("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0"),) if engine == "vllm" else (), key=key,
@@ -151,7 +152,7 @@ def launch(
         address=f"http://{host}:{port}", notes=notes(engine, found, host, key),
     )  # fmt: skip
     common = [
-        "--served-model-name", name or found.folder.resolve().name, "--host", host, "--port", str(port),
+        "--served-model-name", called, "--host", host, "--port", str(port),
         "--dtype", "bfloat16" if card.bf16 else "float16", "--chat-template", str(path),
     ]  # fmt: skip
     words = make(made, found, python, common, context, domains)
