@@ -9,6 +9,7 @@ from typer import Exit, Option, Typer
 from llavakit import __version__
 from llavakit.cli import (
     ask,
+    capacity,
     caption,
     chat,
     concepts,
@@ -18,6 +19,7 @@ from llavakit.cli import (
     environment,
     generate,
     info,
+    launch,
     miniature,
     plan,
     scenes,
@@ -34,6 +36,8 @@ COMMANDS = (
     ("info", info.info, info.EXAMPLES),
     ("plan", plan.plan, plan.EXAMPLES),
     ("verify", verify.verify, verify.EXAMPLES),
+    ("launch", launch.launch, launch.EXAMPLES),
+    ("capacity", capacity.capacity, capacity.EXAMPLES),
     ("concepts", concepts.concepts, concepts.EXAMPLES),
     ("convert", convert.convert, convert.EXAMPLES),
     ("generate", generate.generate, generate.EXAMPLES),
