@@ -221,7 +221,9 @@ def _unsupported(where: str, why: str) -> RequestError:
 
 
 def _mistyped(error: ValidationError) -> RequestError:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    field = found[0]["loc"][0]
+    first = max((one for one in found if one["loc"][0] == field), key=lambda one: len(_path(one["loc"])))  # of a union, the nearest branch
     where = _path(first["loc"])
     code = "missing_parameter" if first["type"] == "missing" else "invalid_type"
     said = first["msg"][:1].lower() + first["msg"][1:]
