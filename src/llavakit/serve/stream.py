@@ -62,6 +62,8 @@ class Told:
             yield event
         finally:
             self.reply.cancel()  # of no effect where it has ended
+            if self.end is None:
+                self.metrics.finished(self.model, "cancelled")
 
     def _measure(self, event: Piece | End) -> None:
         now = time.perf_counter()
