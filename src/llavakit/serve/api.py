@@ -80,7 +80,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
         """A reply to a conversation about pictures."""
         service.check_ready()
         record: Record = request.state.record
-        _check_content_type(request)
+        check_content_type(request)
         return await while_connected(_chat(service, await request.body(), record), request.receive)
 
 
@@ -178,7 +178,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return PlainTextResponse(service.metrics.text(stats), media_type=CONTENT_TYPE)
 
 
-def _check_content_type(request: Request) -> None:
+def check_content_type(request: Request) -> None:
     """JSON only: a page elsewhere can make a browser post a form or plain text to us, but not JSON."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != "application/json":

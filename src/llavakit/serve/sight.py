@@ -24,10 +24,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from llavakit.errors import ConfigError, ContextError, PromptError
+from llavakit.errors import ContextError, LlavaError, PromptError
 from llavakit.images import image_size
 from llavakit.model.llava import Llava
 from llavakit.processor import IGNORED, Inputs, Processor
+from llavakit.serve.faults import refuse
 from llavakit.serve.seen import Box, picture
 from llavakit.types import Conversation
 
@@ -65,8 +66,8 @@ def look(
 ) -> Look:
     """Where the model looked when it wrote the characters ``start`` to ``end`` of the last reply. ``layers``: first and last, from 1.
 
-    Raises PromptError (no reply, no such word), ContextError (too long), ImageError, ConfigError (no such layers; a decoder that does
-    not let its attention be read).
+    Raises PromptError (no reply, no such word), ContextError (too long), ImageError, RequestError (no such layers; a decoder that
+    does not let its attention be read).
     """
     inputs = processor.encode(conversation, learn=True)
     if len(inputs.input_ids) > MAX_TOKENS:
@@ -79,7 +80,7 @@ def look(
     seen = attention_rows(model, processor, inputs, rows)
     low, high = layers or (1, len(seen))
     if not 1 <= low <= high <= len(seen):
-        raise ConfigError(f"no layers {low} to {high}", code="bad_parameter", where="layers", remedy=f"choose from 1 to {len(seen)}")
+        raise refuse(f"no layers {low} to {high}", code="bad_parameter", where="layers", remedy=f"choose from 1 to {len(seen)}")
     heat = seen[low - 1 : high].mean(0)
     at_pictures = (inputs.input_ids == processor.image_token_id).nonzero()[:, 0]
     mapped = heat_maps(heat[at_pictures], conversation, processor)
@@ -186,5 +187,5 @@ def heat_maps(heat: Tensor, conversation: Conversation, processor: Processor) ->
     return found
 
 
-def _not_shown(why: str) -> ConfigError:
-    return ConfigError(f"attention cannot be shown: {why}", code="unsupported_parameter", where="model", remedy="choose another model")
+def _not_shown(why: str) -> LlavaError:
+    return refuse(f"attention cannot be shown: {why}", code="unsupported_parameter", where="model", remedy="choose another model")

@@ -58,7 +58,8 @@ function send() {
 let adding = Promise.resolve();
 
 export function add(files) {
-  adding = adding.then(() => addAll([...files]));
+  const given = [...files]; // a list that empties itself when its input is cleared
+  adding = adding.then(() => addAll(given));
   return adding;
 }
 

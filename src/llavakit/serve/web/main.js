@@ -108,8 +108,8 @@ function draw() {
   meter();
 }
 
-const room = () => settings.parameters().max_tokens;
-const modelNow = () => $("model").value;
+function room() { return settings.parameters().max_tokens; }
+function modelNow() { return $("model").value; }
 
 // Ask a question; `at`: in the place of an earlier one, and what followed it is forgotten.
 async function ask(text, ids, at = turns.length) {
