@@ -104,7 +104,7 @@ async def begin(service: Service, request: ChatRequest, record: Record) -> Told:
     if unknown := schema.unknown(request):
         record.notes["ignored"] = ",".join(name[:40] for name in unknown[:8])
     ask = schema.ask(request, await pictures(service, request))
-    return Told(await engine.submit(ask), request.model, service.metrics, record.begun)
+    return Told(await engine.submit(ask), request.model, service.metrics, record.begun, record.notes)
 
 
 async def pictures(service: Service, request: ChatRequest) -> list[bytes]:

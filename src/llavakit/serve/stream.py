@@ -43,6 +43,8 @@ class Told:
     model: str
     metrics: Metrics
     begun: float
+    notes: dict[str, object]
+    "For the log's line."
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     end: End | None = None
@@ -75,6 +77,7 @@ class Told:
             self._last = now
             return
         self.end = event
+        self.notes |= {"prompt": event.prompt_tokens, "cached": event.cached_tokens, "reply": event.reply_tokens, "finish": event.finish}
         self.metrics.finished(self.model, event.finish)
         self.metrics.observe("e2e_request_latency_seconds", self.model, now - self.begun)
         self.metrics.observe("request_prompt_tokens", self.model, event.prompt_tokens)
