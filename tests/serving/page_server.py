@@ -1,4 +1,4 @@
-"""A server with the chat page in a thread: the real border and the built-in model's processor, replies by script where a test needs them."""
+"""A server with the chat page, in a thread: the real border, the built-in model, and replies by script where a test needs them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,11 @@ class SeeingEngine(ScriptedEngine):
 
     async def submit(self, ask: Ask) -> ScriptedReply:
         inputs = self.assistant.processor.encode(ask.conversation, learn=False, room=ask.sampling.max_new_tokens)
-        reply = await super().submit(ask)
+        self.context, context = 1 << 30, self.context  # the processor has counted
+        try:
+            reply = await super().submit(ask)
+        finally:
+            self.context = context
         reply.image_tokens = sum(grid.tokens for grid in inputs.grids)
         reply.prompt_tokens = len(inputs.input_ids)
         return reply

@@ -14,7 +14,7 @@ configuration of their own, which names another attention function.
 from __future__ import annotations
 
 import copy
-from bisect import bisect_right
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,11 +103,14 @@ def word_tokens(inputs: Inputs, processor: Processor, conversation: Conversation
     if not 0 <= start < end <= len(reply) or not reply[start:end].strip() or reply.strip() not in whole:
         raise PromptError("there is no such word in the last reply", code="bad_parameter", where="word", remedy="choose one of its words")
 
-    def token_at(character: int) -> int:
-        """The token that brings a character: the first after which more characters are read than stand before it."""
-        return bisect_right(range(1, len(ids) + 1), character + offset, key=lambda count: len(processor.decode(ids[:count])))
+    def read(count: int) -> int:
+        """Whole characters after so many tokens; a half one shows as U+FFFD."""
+        return len(processor.decode(ids[:count]).rstrip("\ufffd"))
 
-    return begin + token_at(start), begin + min(token_at(end - 1), len(ids) - 1)
+    counts = range(len(ids) + 1)
+    before = bisect_left(counts, start + offset, key=read)  # a blank in front may come with the word's own first token
+    first = before - 1 if read(before) > start + offset else before
+    return begin + first, begin + min(bisect_left(counts, end + offset, key=read), len(ids)) - 1
 
 
 @torch.inference_mode()

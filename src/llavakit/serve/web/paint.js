@@ -16,8 +16,10 @@ function loaded(url) {
 export async function paint(canvas, url, picture, mode, heat) {
   const image = await loaded(url);
   if (!canvas.isConnected) return;
-  const style = getComputedStyle(canvas);
-  const color = (name) => style.getPropertyValue(name).trim();
+  const color = (name) => {
+    canvas.style.color = `var(${name})`; // the browser resolves light and dark
+    return getComputedStyle(canvas).color;
+  };
   const area = around(picture);
   const wide = canvas.parentElement.clientWidth;
   const scale = Math.min(wide / (area.width * picture.width), TALLEST / (area.height * picture.height));
@@ -109,15 +111,16 @@ function grid(pen, { columns, rows }, [x, y, width, height], color, faint) {
   pen.globalAlpha = 1;
 }
 
-// Heat of all maps, each blurred from its patches; the hottest patch of the picture is full.
+// Heat of all maps, each blurred from its patches: the hottest patch of the picture is full.
 function glow(pen, heat, place) {
-  const most = Math.max(...heat.flatMap((map) => map.values), 1e-9);
+  const all = heat.flatMap((map) => map.values).sort((one, other) => one - other);
+  const least = all[all.length >> 1], most = Math.max(all.at(-1), least + 1e-9); // what got less than half of the patches stays dark
   for (const map of heat) {
     const small = Object.assign(document.createElement("canvas"), { width: map.columns, height: map.rows });
     const dots = small.getContext("2d").createImageData(map.columns, map.rows);
     map.values.forEach((value, at) => {
-      const warm = Math.pow(value / most, 0.6);
-      dots.data.set([255, 110 + 130 * warm, 30 + 90 * warm * warm, 235 * warm], at * 4);
+      const warm = Math.pow(Math.max(0, value - least) / (most - least), 0.7);
+      dots.data.set([255, 96 + 140 * warm, 24 + 90 * warm * warm, 240 * warm], at * 4);
     });
     small.getContext("2d").putImageData(dots, 0, 0);
     pen.imageSmoothingEnabled = true;

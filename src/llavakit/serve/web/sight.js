@@ -73,7 +73,7 @@ function draw() {
 function context() {
   const { from, context: all } = seen;
   const room = Math.max(0, Math.min(from.room, all - seen.tokens));
-  const parts = [["words", "Words and template", seen.text_tokens], ["picture", seen.pictures.length > 1 ? `${seen.pictures.length} pictures` : "Picture", seen.image_tokens],
+  const parts = [["spoken", "Words and template", seen.text_tokens], ["picture", seen.pictures.length > 1 ? `${seen.pictures.length} pictures` : "Picture", seen.image_tokens],
     ["room", "Kept free for the next reply", from.open ? from.room : room]];
   const over = seen.tokens + (from.open ? from.room : 0) > all;
   const bar = make("div.stack", { "aria-hidden": "true" }, ...parts.map(([name, , value]) => Object.assign(make(`i.${name}`), { value })));
