@@ -151,7 +151,7 @@ class Tower:
         self._work, self._group = None, []
 
     def _next_group(self) -> list[bytes]:
-        views, group = 0, []
+        views, group = 0, list[bytes]()
         for key, sight in self._queue.items():
             if group and views + sight.grid.views > self._at_once:
                 break
@@ -190,4 +190,4 @@ def _view_cost(model: Llava) -> float:
     weights = sum(parameter.numel() for parameter in tower.vision_model.encoder.layers[0].parameters())
     rows = (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
     decoder = sum(p.numel() for name, p in model.language_model.named_parameters() if p.ndim == 2 and "embed" not in name)
-    return rows * weights / max(1, decoder)
+    return float(rows * weights / max(1, decoder))

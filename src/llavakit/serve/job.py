@@ -137,6 +137,8 @@ class Job:
         self.over = True
         if error is None:
             self._say(self._writer.finish())
+            if finish == "length" and self._writer.stopped:  # the last characters made a stop string
+                finish = "stop"
         self.pictures = []
         counts = {"prompt_tokens": self.prompt_tokens, "reply_tokens": len(self.taken), "cached_tokens": self.cached}
         self._done(self)  # first: who has read the end finds the place free

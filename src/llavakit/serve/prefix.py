@@ -66,13 +66,13 @@ class Prefixes:
 
     def put(self, keys: Keys, memory: Memory) -> None:
         """Keep what a reply has read. What it continues is not kept twice."""
-        keys = list(keys[: memory.length])
-        if memory.length < _WORTH or any(old[: len(keys)] == keys for old, _ in self._kept.values()):
+        read = list(keys[: memory.length])
+        if memory.length < _WORTH or any(old[: len(read)] == read for old, _ in self._kept.values()):
             return
         for name, (old, _) in list(self._kept.items()):
-            if keys[: len(old)] == old:
+            if read[: len(old)] == old:
                 self._remove(name)
-        self._kept[next(self._names)] = keys, memory
+        self._kept[next(self._names)] = read, memory
         self.held += memory.nbytes
 
     def spare(self, found: Found) -> int:
