@@ -119,7 +119,8 @@ SPELLINGS = [
     "http://exämple.org/", "http://ⓔxample.org/", "http://127。0。0。1/", "http://example.org:22/", "http://example.org:8080/",
     "https://example.org:80/", "http://example.org:99999/", "http://example.org:x/", "http:///etc/passwd", "http:example.org", "http://",
     "http://exa mple.org/", "http://example.org/\r\nX: y", "http://example.org/\nHost: b", "http://exa\tmple.org/", "http://[::1",
-    "http://[::1%25lo]/",    "http://-a.org/", "http://a..org/", "http://example.org#@127.0.0.1/", "http://" + "a" * 300 + ".org/", "http://example.org/" + "a" * 5000,
+    "http://[::1%25lo]/", "http://-a.org/", "http://a..org/", "http://example.org#@127.0.0.1/",
+    "http://" + "a" * 300 + ".org/", "http://example.org/" + "a" * 5000,
     "http://example.org:/", "http://xn--.org/", "http://%31%32%37.0.0.1/",
 ]  # fmt: skip
 

@@ -17,9 +17,11 @@ from llavakit.cli import options
 from llavakit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from starlette.routing import Route
+
     from llavakit.serve.limits import Limits
     from llavakit.serve.protocol import Engine
-    from llavakit.serve.service import Settings
+    from llavakit.serve.service import Service, Settings
     from llavakit.serve.web import Shown
 
 EXAMPLES = """Examples:
@@ -49,6 +51,7 @@ HostName = Annotated[
     list[str] | None, Option("--host-name", metavar="NAME", help="A name by which browsers may call a server on 127.0.0.1.")
 ]
 Votes = Annotated[Path | None, Option("--votes", metavar="FILE", help="Let the page's users vote, and append their votes here.")]
+Worker = Annotated[bool, Option("--worker", help="Answer clients of the original demo's workers too (/worker_generate_stream).")]
 Grace = Annotated[float, Option("--grace", min=0, help="Seconds that replies under way have to end, once told to stop.")]
 Quiet = Annotated[bool, Option("--quiet", help="No line for each request.")]
 
@@ -81,6 +84,7 @@ def serve(
     remote_images: RemoteImages = False,
     host_name: HostName = None,
     votes: Votes = None,
+    worker: Worker = False,
     grace: Grace = 30.0,
     quiet: Quiet = False,
     *,
@@ -107,8 +111,8 @@ def serve(
         _say(f"serving {', '.join(engines)} at {address} after {time.perf_counter() - begun:.1f} s (API: {address}/v1; Ctrl-C ends it)")
         return engines
 
-    page = routes(service, shown, PageSettings(votes=votes))
-    code = Server(service, listening, load, grace=grace, routes=page).serve_until_told()
+    more = [*routes(service, shown, PageSettings(votes=votes)), *(_worker_routes(service, shown) if worker else ())]
+    code = Server(service, listening, load, grace=grace, routes=more).serve_until_told()
     leave(code)
     if code:
         raise Exit(code)
@@ -138,6 +142,12 @@ def engine(loading: options.Loading, name: str, shown: dict[str, Shown] | None =
     if shown is not None:
         shown[name] = Shown(processor=assistant.processor, context=made.context, model=assistant.model)
     return made
+
+
+def _worker_routes(service: Service, shown: Mapping[str, Shown]) -> list[Route]:
+    from llavakit.serve import worker
+
+    return worker.routes(service, lambda name: shown[name].processor.template)
 
 
 def _own_name(model: str | None) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -207,15 +207,16 @@ async def _gone(receive: Callable[[], Awaitable[Message]]) -> None:
 class Events(Response):
     """A response of server-sent events that ends with its reader."""
 
-    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes], headers: Sequence[tuple[bytes, bytes]] = HEADERS) -> None:
         self.first, self.rest, self.background = first, rest, None
+        self.head = {"type": "http.response.start", "status": 200, "headers": list(headers)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await while_connected(self._send(send), receive)
 
     async def _send(self, send: Send) -> None:
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send(self.head)
             await send({"type": "http.response.body", "body": self.first, "more_body": True})
             async for data in self.rest:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
