@@ -9,6 +9,7 @@ from typer import Exit, Option, Typer
 from llavakit import __version__
 from llavakit.cli import (
     ask,
+    batch,
     caption,
     chat,
     concepts,
@@ -31,6 +32,7 @@ COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
     ("chat", chat.chat, chat.EXAMPLES),
     ("serve", serve.serve, serve.EXAMPLES),
+    ("batch", batch.batch, batch.EXAMPLES),
     ("show", show.show, show.EXAMPLES),
     ("info", info.info, info.EXAMPLES),
     ("plan", plan.plan, plan.EXAMPLES),
