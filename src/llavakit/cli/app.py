@@ -9,6 +9,7 @@ from typer import Exit, Option, Typer
 from llavakit import __version__
 from llavakit.cli import (
     ask,
+    batch,
     capacity,
     caption,
     chat,
@@ -23,6 +24,7 @@ from llavakit.cli import (
     miniature,
     plan,
     scenes,
+    serve,
     show,
     train,
     verify,
@@ -32,6 +34,8 @@ from llavakit.cli import eval as evaluation
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
     ("chat", chat.chat, chat.EXAMPLES),
+    ("serve", serve.serve, serve.EXAMPLES),
+    ("batch", batch.batch, batch.EXAMPLES),
     ("show", show.show, show.EXAMPLES),
     ("info", info.info, info.EXAMPLES),
     ("plan", plan.plan, plan.EXAMPLES),
