@@ -14,6 +14,7 @@ import uvicorn
 from scripted_engine import ScriptedEngine, ScriptedReply, Step
 
 from llavakit.assistant import Assistant
+from llavakit.model.generation import check_context, context_length
 from llavakit.serve.api import build
 from llavakit.serve.limits import Limits
 from llavakit.serve.protocol import Ask
@@ -43,6 +44,7 @@ class SeeingEngine(ScriptedEngine):
 
     async def submit(self, ask: Ask) -> ScriptedReply:
         inputs = self.assistant.processor.encode(ask.conversation, learn=False, room=ask.sampling.max_new_tokens)
+        check_context(self.assistant.model, prompt=len(inputs.input_ids), new=ask.sampling.max_new_tokens)
         self.context, context = 1 << 30, self.context  # the processor has counted
         try:
             reply = await super().submit(ask)
@@ -71,10 +73,8 @@ class PageServer:
         return f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        self.engines = {name: SeeingEngine(one, context=one.processor.max_length) for name, one in self.assistants.items()}
-        shown = {
-            name: Shown(processor=one.processor, context=one.processor.max_length, model=one.model) for name, one in self.assistants.items()
-        }
+        self.engines = {name: SeeingEngine(one, context=context_length(one.model)) for name, one in self.assistants.items()}
+        shown = {name: Shown(processor=one.processor, model=one.model) for name, one in self.assistants.items()}
         settings = PageSettings(votes=self.votes, sampling=Sampling(max_new_tokens=96))
 
         def serve(listening: socket.socket) -> None:

@@ -52,7 +52,7 @@ function asked(turn, actions) {
     make("h3.unseen", {}, "You asked"),
     make("div.saying", {},
       shown.length ? make("div.thumbs", {}, ...shown) : null,
-      turn.text ? make("p.words", { dir: "auto", tabindex: turn.text.length > 800 ? "0" : null }, turn.text) : null),
+      turn.text ? make(turn.text.length > 800 ? "p.words.much" : "p.words", { dir: "auto", tabindex: turn.text.length > 800 ? "0" : null }, turn.text) : null),
     make("div.doings", {}, doing("edit", "Change this question", () => edit(turn, actions))));
 }
 
