@@ -36,7 +36,7 @@ class ScriptedReply:
     async def __aiter__(self) -> AsyncIterator[Piece | End]:
         engine, told = self._engine, 0
         engine.running += 1
-        finish: Finish = "stop"
+        finish: Finish = "cancelled"  # where nobody reads to the end
         error: LlavaError | None = None
         try:
             for step in engine.script(self._ask):
@@ -52,8 +52,9 @@ class ScriptedReply:
                     yield Piece(text=step, tokens=1)
                     step = 0.0
                 if await self._wait(step):
-                    finish = "cancelled"
                     break
+            else:
+                finish = "stop"
         finally:
             engine.running -= 1
             engine.ended.append(finish)

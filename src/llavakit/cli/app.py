@@ -21,6 +21,7 @@ from llavakit.cli import (
     miniature,
     plan,
     scenes,
+    serve,
     show,
     train,
     verify,
@@ -29,6 +30,7 @@ from llavakit.cli import (
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
     ("chat", chat.chat, chat.EXAMPLES),
+    ("serve", serve.serve, serve.EXAMPLES),
     ("show", show.show, show.EXAMPLES),
     ("info", info.info, info.EXAMPLES),
     ("plan", plan.plan, plan.EXAMPLES),

@@ -9,7 +9,6 @@ Every error has one shape (``faults``), every request one line in the log (``gua
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from llavakit.serve import schema
 from llavakit.serve.faults import Fault, busy, fault, refuse
 from llavakit.serve.fetch import fetch
 from llavakit.serve.guard import Guard, Record, note
-from llavakit.serve.limits import check_bytes, check_count, check_pixels, data_url_bytes
+from llavakit.serve.limits import check_bytes, check_count, data_url_bytes, within_budget
 from llavakit.serve.metrics import CONTENT_TYPE
 from llavakit.serve.schema import ChatRequest
 from llavakit.serve.service import Service
@@ -104,7 +103,7 @@ async def begin(service: Service, request: ChatRequest, record: Record) -> Told:
     if unknown := schema.unknown(request):
         record.notes["ignored"] = ",".join(name[:40] for name in unknown[:8])
     ask = schema.ask(request, await pictures(service, request))
-    return Told(await engine.submit(ask), request.model, service.metrics, record.begun)
+    return Told(await engine.submit(ask), request.model, service.metrics, record.begun, record.notes)
 
 
 async def pictures(service: Service, request: ChatRequest) -> list[bytes]:
@@ -119,9 +118,7 @@ async def pictures(service: Service, request: ChatRequest) -> list[bytes]:
         else:
             left = limits.bytes - sum(len(data) for _, data in found)
             found.append((where, await fetch(picture.url, service.settings.remote, where=where, most=left)))
-    check_bytes((len(data) for _, data in found), limits)
-    if found:
-        await asyncio.to_thread(check_pixels, found, limits)
+    await within_budget(found, limits)
     return [data for _, data in found]
 
 

@@ -78,7 +78,7 @@ async def _hop(url: str, remote: Remote, where: str, most: int) -> bytes | str:
     """One request: the picture, or where to look instead."""
     parts = _checked(url, remote, where)
     host, port = str(parts.hostname), PORTS[parts.scheme]
-    addresses = await (remote.resolve or resolve)(host, port)
+    addresses = [host] if _literal(host) else await (remote.resolve or resolve)(host, port)
     if not addresses or not all(public(address) for address in addresses):
         raise _not_allowed(where)
     reader, writer = await (remote.connect or connect)(addresses[0], port, host if parts.scheme == "https" else None)
@@ -108,7 +108,7 @@ def _checked(url: str, remote: Remote, where: str) -> SplitResult:
 def _literal(host: str) -> bool:
     """An address in its one usual spelling: not 2130706433, 0x7f.1 or 0177.0.0.1."""
     try:
-        return str(ipaddress.ip_address(host)) == host
+        return str(ipaddress.ip_address(host)) == host and "%" not in host
     except ValueError:
         return False
 

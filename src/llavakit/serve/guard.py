@@ -63,16 +63,17 @@ class Guard:
         scope.setdefault("state", {})["record"] = record
         try:
             with self.service.asking() if scope["method"] == "POST" else nullcontext():
-                await self._answer(scope, headers, receive, _Sender(send, record), record)
+                await self._answer(scope, headers, receive, send, record)
         finally:
             self._held -= record.held
             self._tell(scope, record)
 
-    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: _Sender, record: Record) -> None:
+    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, plain: Send, record: Record) -> None:
+        body = _Body(self, record, headers, receive)
+        send = _Sender(plain, record, body)
         try:
             self._check_host(headers)
             self._check_key(scope["path"], headers)
-            body = _Body(self, record, headers, receive)
             await self.app(scope, body, send)
         except ClientGoneError:
             record.notes["gone"] = True
@@ -106,8 +107,6 @@ class Guard:
         if found.status == 401:  # a browser asks its user for the key (as the password of any name), a program reads the error
             scheme = 'Basic realm="llava", charset="UTF-8"' if "text/html" in headers.get("accept", "") else "Bearer"
             found.headers["www-authenticate"] = scheme
-        if found.status in (408, 413):
-            found.headers["connection"] = "close"  # the rest of the body is not read
         return found
 
     def _tell(self, scope: Scope, record: Record) -> None:
@@ -120,15 +119,18 @@ class Guard:
 
 
 class _Sender:
-    """``send`` that gives every answer its id and remembers the status."""
+    """``send`` that gives every answer its id and remembers the status. An answer that comes before the body's end ends the connection,
+    so that nobody reads the rest."""
 
-    def __init__(self, send: Send, record: Record) -> None:
-        self._send, self._record = send, record
+    def __init__(self, send: Send, record: Record, body: _Body) -> None:
+        self._send, self._record, self._body = send, record, body
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._record.status = message["status"]
             extra = [(b"x-request-id", self._record.id.encode()), (b"x-content-type-options", b"nosniff")]
+            if not self._body.whole:
+                extra.append((b"connection", b"close"))
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         await self._send(message)
 
@@ -141,10 +143,11 @@ class _Body:
         self._limits = guard.service.settings.limits
         self._announced = _length(headers)
         self._ends = time.monotonic() + self._limits.seconds_to_send
-        self._read, self._whole = 0, False
+        self._read = 0
+        self.whole = not self._announced and "transfer-encoding" not in headers
 
     async def __call__(self) -> Message:
-        if self._whole:
+        if self.whole:
             return await self._receive()
         if self._announced > self._limits.body:
             raise self._too_large()
@@ -157,7 +160,7 @@ class _Body:
         if message["type"] == "http.request":
             count = len(message.get("body", b""))
             self._read += count
-            self._whole = not message.get("more_body", False)
+            self.whole = not message.get("more_body", False)
             if self._read > self._limits.body:
                 raise self._too_large()
             self._guard.hold(self._record, count)

@@ -5,6 +5,7 @@ Content-Length --> body limit --> all bodies in memory together --> pictures a r
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Iterable, Sequence
@@ -56,6 +57,14 @@ def check_pixels(pictures: Sequence[tuple[str, bytes]], limits: Limits) -> None:
     if total > limits.pixels:
         what = f"pictures of {total:,} pixels together where {limits.pixels:,} are allowed"
         raise refuse(what, code="media_budget_exceeded", where="messages", remedy="scale them down")
+
+
+async def within_budget(pictures: Sequence[tuple[str, bytes]], limits: Limits) -> None:
+    """All of it for pictures that are there."""
+    check_count(len(pictures), limits)
+    check_bytes((len(data) for _, data in pictures), limits)
+    if pictures:
+        await asyncio.to_thread(check_pixels, pictures, limits)
 
 
 def data_url_bytes(url: str) -> int:

@@ -95,7 +95,7 @@ class Engine(Protocol):
     "Tokens of prompt and reply together."
 
     async def submit(self, ask: Ask) -> Reply:
-        """Count, admit, begin. Raises PromptError, ImageError, ContextError, SamplingError; BusyError where there is no room."""
+        """Count, admit, begin. Raises PromptError, ImageError, ContextError, SamplingError; BusyError when it is full or draining."""
         ...
 
     def stats(self) -> Stats: ...

@@ -25,26 +25,28 @@ MAX_DEPTH = 64
 _NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """Strict types, further fields kept for the log, no infinities."""
+
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-class ImageURL(_Body):
+class ImageURL(Body):
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = "auto"
 
 
-class TextPart(_Body):
+class TextPart(Body):
     type: Literal["text"]
     text: str
 
 
-class ImagePart(_Body):
+class ImagePart(Body):
     type: Literal["image_url"]
     image_url: ImageURL
 
 
-class OtherPart(_Body):
+class OtherPart(Body):
     """Audio, files, video: known to be something, not to us."""
 
     type: str
@@ -66,16 +68,16 @@ SomePart = Annotated[
 Content = Annotated[Annotated[str, Tag("as string")] | Annotated[list[SomePart], Tag("as parts")], Discriminator(_kind_of_content)]
 
 
-class ChatMessage(_Body):
+class ChatMessage(Body):
     role: str
     content: Content | None = None
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     include_usage: bool | None = None
 
 
-class ChatRequest(_Body):
+class ChatRequest(Body):
     """``POST /v1/chat/completions``."""
 
     model: str
@@ -140,7 +142,7 @@ def read(value: Mapping[str, Any]) -> ChatRequest:
     try:
         request = ChatRequest.model_validate(value)
     except ValidationError as error:
-        raise _mistyped(error) from None
+        raise mistyped(error) from None
     _refuse_unsupported(request)
     return request
 
@@ -165,7 +167,7 @@ def ask(request: ChatRequest, pictures: Sequence[bytes]) -> Ask:
 
 def unknown(request: ChatRequest) -> list[str]:
     """Fields that were ignored, for the log."""
-    bodies: list[tuple[str, _Body]] = [("", request), *((f"messages[{n}].", message) for n, message in enumerate(request.messages))]
+    bodies: list[tuple[str, Body]] = [("", request), *((f"messages[{n}].", message) for n, message in enumerate(request.messages))]
     return [where + name for where, body in bodies for name in body.model_extra or () if name not in _SILENT and name not in _NOTHING]
 
 
@@ -220,15 +222,15 @@ def _unsupported(where: str, why: str) -> RequestError:
     return refuse(f"{where}: {why}", code="unsupported_parameter", where=where, remedy="leave it out")
 
 
-def _mistyped(error: ValidationError) -> RequestError:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+def mistyped(error: ValidationError) -> RequestError:
+    """What pydantic found, with the path of the field."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    field = found[0]["loc"][0]
+    first = max((one for one in found if one["loc"][0] == field), key=lambda one: len(_path(one["loc"])))  # of a union, the nearest branch
     where = _path(first["loc"])
     code = "missing_parameter" if first["type"] == "missing" else "invalid_type"
     said = first["msg"][:1].lower() + first["msg"][1:]
     return refuse(f"{where}: {said}", code=code, where=where)
-
-
-_FIELDS = frozenset(name for body in (ChatRequest, ChatMessage, ImagePart, TextPart, ImageURL, StreamOptions) for name in body.model_fields)
 
 
 def _path(loc: Sequence[int | str]) -> str:
@@ -237,7 +239,7 @@ def _path(loc: Sequence[int | str]) -> str:
     for step in loc:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step in _FIELDS:
+        elif step.isidentifier() and step != "str":
             path += f".{step}" if path else step
     return path
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -43,6 +43,8 @@ class Told:
     model: str
     metrics: Metrics
     begun: float
+    notes: dict[str, object]
+    "For the log's line."
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     end: End | None = None
@@ -62,6 +64,8 @@ class Told:
             yield event
         finally:
             self.reply.cancel()  # of no effect where it has ended
+            if self.end is None:
+                self.metrics.finished(self.model, "cancelled")
 
     def _measure(self, event: Piece | End) -> None:
         now = time.perf_counter()
@@ -73,6 +77,7 @@ class Told:
             self._last = now
             return
         self.end = event
+        self.notes |= {"prompt": event.prompt_tokens, "cached": event.cached_tokens, "reply": event.reply_tokens, "finish": event.finish}
         self.metrics.finished(self.model, event.finish)
         self.metrics.observe("e2e_request_latency_seconds", self.model, now - self.begun)
         self.metrics.observe("request_prompt_tokens", self.model, event.prompt_tokens)
@@ -202,15 +207,16 @@ async def _gone(receive: Callable[[], Awaitable[Message]]) -> None:
 class Events(Response):
     """A response of server-sent events that ends with its reader."""
 
-    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes], headers: Sequence[tuple[bytes, bytes]] = HEADERS) -> None:
         self.first, self.rest, self.background = first, rest, None
+        self.head = {"type": "http.response.start", "status": 200, "headers": list(headers)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await while_connected(self._send(send), receive)
 
     async def _send(self, send: Send) -> None:
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send(self.head)
             await send({"type": "http.response.body", "body": self.first, "more_body": True})
             async for data in self.rest:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
