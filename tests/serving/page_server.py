@@ -43,8 +43,9 @@ class SeeingEngine(ScriptedEngine):
         return [step for piece in self.assistant.reply(ask.conversation, ask.sampling) for step in (piece, 0.01)]
 
     async def submit(self, ask: Ask) -> ScriptedReply:
+        tokens, _ = self.assistant.processor.count(ask.conversation)
+        check_context(self.assistant.model, prompt=tokens, new=ask.sampling.max_new_tokens)
         inputs = self.assistant.processor.encode(ask.conversation, learn=False, room=ask.sampling.max_new_tokens)
-        check_context(self.assistant.model, prompt=len(inputs.input_ids), new=ask.sampling.max_new_tokens)
         self.context, context = 1 << 30, self.context  # the processor has counted
         try:
             reply = await super().submit(ask)

@@ -193,9 +193,9 @@ async function untilBack(turn) {
     await new Promise((done) => setTimeout(done, 1000));
     if (!(await api.alive())) continue;
     if (!turn.trouble) return;
-    turn.trouble.back = true;
-    view.nodeOf(turn).querySelector(".soon").replaceChildren("The server is back.");
-    return;
+    const words = turn.trouble.kind === "gone" ? "Your conversation was kept in this tab." : turn.trouble.words;
+    turn.trouble = { ...turn.trouble, title: "The server is back", words };
+    return view.refresh(turn, actions);
   }
 }
 

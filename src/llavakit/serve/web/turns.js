@@ -138,7 +138,7 @@ function trouble(turn, actions) {
   }[kind] ?? [make("button.strong", { type: "button", click: () => actions.again(turn) }, wait ? "Try now" : "Try again")];
   return make("div.trouble", { role: "alert" },
     make("strong", {}, title), make("p", { dir: "auto" }, words),
-    make("p.soon", {}, wait ? `Trying again in ${wait} s` : turn.trouble.back ? "The server is back." : ""),
+    make("p.soon", {}, wait ? `Trying again in ${wait} s` : ""),
     make("div.buttons", {}, ...buttons));
 }
 
