@@ -140,7 +140,7 @@ def engine(loading: options.Loading, name: str, shown: dict[str, Shown] | None =
     assistant = loading.assistant()
     made = AssistantEngine.start(assistant, model_id=loading.model or "tiny")
     if shown is not None:
-        shown[name] = Shown(processor=assistant.processor, context=made.context, model=assistant.model)
+        shown[name] = Shown(processor=assistant.processor, model=assistant.model)
     return made
 
 
