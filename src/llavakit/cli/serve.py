@@ -122,7 +122,7 @@ def named(models: Sequence[str] | None, served: Sequence[str] | None, loading: o
     """What to load, by the names that clients use: those given, or what the model itself is called."""
     if models and loading.model is not None:
         raise ConfigError("models as words and --model", code="bad_value", where="--model", remedy="leave --model out")
-    given: list[str | None] = list(models or [loading.model])
+    given: list[str | None] = [*models] if models else [loading.model]
     names = list(served or (_own_name(model) for model in given))
     if len(names) != len(given):
         what = f"{len(names)} names for {len(given)} models"

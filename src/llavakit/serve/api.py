@@ -75,7 +75,9 @@ def build(service: Service, routes: Sequence[BaseRoute] = ()) -> FastAPI:
 def _add_chat(app: FastAPI, service: Service) -> None:
     reading = {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(ChatRequest.model_json_schema())}}}}
 
-    @app.post("/v1/chat/completions", openapi_extra=reading)
+    streamed = {"text/event-stream": {"schema": {"type": "string"}}}
+
+    @app.post("/v1/chat/completions", openapi_extra=reading, responses={200: {"content": streamed}})
     async def chat_completions(request: Request) -> Response:
         """A reply to a conversation about pictures."""
         service.check_ready()
@@ -171,7 +173,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         """Which llavakit this is."""
         return {"version": __version__}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
         stats = {name: engine.stats() for name, engine in service.engines.items()}

@@ -31,6 +31,11 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
+def _within(**said: float) -> Any:
+    """Optional, with a range that is told in /openapi.json; whoever checks it (``Sampling``) owns it."""
+    return Field(default=None, json_schema_extra=dict(said))
+
+
 class ImageURL(Body):
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = "auto"
@@ -69,7 +74,7 @@ Content = Annotated[Annotated[str, Tag("as string")] | Annotated[list[SomePart],
 
 
 class ChatMessage(Body):
-    role: str
+    role: str = Field(json_schema_extra={"enum": ["system", "developer", "user", "assistant"]})
     content: Content | None = None
 
 
@@ -82,13 +87,13 @@ class ChatRequest(Body):
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    n: int | None = None
+    max_tokens: int | None = _within(minimum=1, maximum=1_000_000)
+    max_completion_tokens: int | None = _within(minimum=1, maximum=1_000_000)
+    temperature: float | None = _within(minimum=0, maximum=100)
+    top_p: float | None = _within(exclusiveMinimum=0, maximum=1)
+    stop: str | list[str] | None = _within(minLength=1, maxItems=16)
+    seed: int | None = _within(minimum=0, maximum=2**64 - 1)
+    n: int | None = _within(minimum=1, maximum=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
