@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
+from families import answers, by_name
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.errors import DataError, MissingExtraError
 from llavakit.eval import mmbench
-from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score
+from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Question
 from llavakit.eval.choices import LETTERS, absent, circular, infer, infer_llava, lettered, rotated, until_absent
 
 ANIMALS = {"A": "a cat", "B": "a dog", "C": "an owl", "D": "a dog and an owl"}
@@ -153,20 +155,8 @@ def table(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[str] = CO
     return path
 
 
-def protocol(benchmark: Benchmark, name: str = "llava-1.5") -> Protocol:
-    return next(one for one in benchmark.protocols if one.name == name)
-
-
 def ask(folder: Path, name: str = "llava-1.5", benchmark: Benchmark = mmbench.MMBENCH) -> list[Question]:
-    return benchmark.questions(folder, protocol(benchmark, name))
-
-
-def answers(asked: Sequence[Question], texts: Mapping[str, str | None]) -> list[Answered]:
-    return [Answered(question=question, text=texts.get(question.id)) for question in asked]
-
-
-def by_name(scores: Sequence[Score]) -> dict[str, Score]:
-    return {score.metric: score for score in scores}
+    return families.ask(benchmark, folder, name)
 
 
 def test_mmbench_asks_hint_question_options_and_suffix(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from judging import LIMITS, Scripted, answers, cases, job, moody, work
 
 from llavakit.errors import DataError
-from llavakit.eval.judge import RULES, SYSTEM, Case, Job, Rule, Rules, first_bias, parse_scores, run, verdicts
+from llavakit.eval.judge import RULES, SYSTEM, Case, Job, Rule, Rules, first_bias, judged, parse_scores, run
 from llavakit.eval.review_page import page
 from llavakit.eval.reviews import read_reviews, write_reviews
 from llavakit.responder import Ledger
@@ -134,7 +134,7 @@ def test_upstreams_rule_file_replaces_ours_and_the_digest_tells(tmp_path: Path) 
     assert rules.digest("conv") != Rules().digest("conv")
     assert replace(rules, system="Another.").digest("conv") != rules.digest("conv")
     (tmp_path / "rule.json").write_text('{"conv": {"prompt": 3}}')
-    with pytest.raises(DataError, match="these are no rules"):
+    with pytest.raises(DataError, match=r"rule\.json: conv: prompt is not text"):
         Rules.load(tmp_path / "rule.json")
 
 
@@ -153,7 +153,7 @@ def test_what_is_no_review_is_asked_again_with_another_seed_and_told(tmp_path: P
     judge, one = Scripted(say), Job(cases=cases(1))
     with Ledger(tmp_path / "l") as ledger:
         assert run(one, judge, ledger, limits=LIMITS).exit_code == 0
-        (verdict,) = verdicts(one, judge.name, ledger)
+        (verdict,) = judged(one, judge.name, ledger)
     assert verdict.scores == (8, 6)
     assert [refused.reason for refused in verdict.refused] == ["unparsable", "unparsable", "out_of_range"]
     assert len(set(seeds)) == 4
@@ -165,14 +165,14 @@ def test_a_review_that_never_comes_has_no_scores_and_upstream_calls_it_minus_one
     judge, one = Scripted(lambda query: "I would rather not."), Job(cases=cases(2), again=2)
     with Ledger(tmp_path / "l") as ledger:
         run(one, judge, ledger, limits=LIMITS)
-        found = verdicts(one, judge.name, ledger)
+        found = judged(one, judge.name, ledger)
         assert [verdict.scores for verdict in found] == [None, None]
         assert judge.asked.total() == 6
         assert write_reviews(tmp_path / "r.jsonl", one, found, judge=judge.name) == []
         upstream = replace(one, upstream=True)
         run(upstream, judge, ledger, limits=LIMITS)
         assert judge.asked.total() == 6  # the first replies are in the ledger
-        assert [verdict.scores for verdict in verdicts(upstream, judge.name, ledger)] == [(-1, -1)] * 2
+        assert [verdict.scores for verdict in judged(upstream, judge.name, ledger)] == [(-1, -1)] * 2
     shown = page(found, title="t")
     assert "no review" in shown
     assert "not used (unparsable): I would rather not." in shown
@@ -186,7 +186,7 @@ def test_both_orders_are_averaged_and_a_bias_for_the_first_cancels(tmp_path: Pat
     judge, one = Scripted(biased), Job(cases=cases(5), swap=True)
     with Ledger(tmp_path / "l") as ledger:
         run(one, judge, ledger, limits=LIMITS)
-        found = verdicts(one, judge.name, ledger)
+        found = judged(one, judge.name, ledger)
     assert {verdict.scores for verdict in found} == {(5.5, 7.5)}
     assert first_bias(found) == 3
     rows = write_reviews(tmp_path / "r.jsonl", one, found, judge="scripted")
@@ -212,7 +212,7 @@ def test_exchanging_the_answers_exchanges_the_scores(points: list[tuple[int, int
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "l") as ledger:
         for each in (one, other):
             run(each, Scripted(say), ledger, limits=LIMITS)
-        told, turned = (verdicts(each, "scripted", ledger) for each in (one, other))
+        told, turned = (judged(each, "scripted", ledger) for each in (one, other))
     assert [verdict.scores for verdict in told] == [verdict.scores and verdict.scores[::-1] for verdict in turned]
 
 
@@ -220,7 +220,7 @@ def test_a_review_line_is_upstreams_with_who_judged(tmp_path: Path) -> None:
     one = Job(cases=[replace(cases(1)[0], reference_id="ref-1", candidate_id="shortuuid")])
     with Ledger(tmp_path / "l") as ledger:
         run(one, Scripted(lambda query: "8 6\nso"), ledger, limits=LIMITS)
-        write_reviews(tmp_path / "r.jsonl", one, verdicts(one, "scripted", ledger), judge="scripted")
+        write_reviews(tmp_path / "r.jsonl", one, judged(one, "scripted", ledger), judge="scripted")
     row = json.loads((tmp_path / "r.jsonl").read_text())
     assert list(row)[:7] == ["id", "question_id", "answer1_id", "answer2_id", "category", "content", "tuple"]
     assert [row[name] for name in list(row)[:7]] == [1, 0, "ref-1", "shortuuid", "conv", "8 6\nso", [8.0, 6.0]]
@@ -232,7 +232,7 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(tmp_path: Path) -> None
     whole = Scripted(moody)
     with Ledger(tmp_path / "whole") as ledger:
         run(job(), whole, ledger, limits=LIMITS)
-        expected = verdicts(job(), whole.name, ledger)
+        expected = judged(job(), whole.name, ledger)
         replies = {key: completion.text for key, _, completion in ledger.replies()}
     assert all(verdict.scores for verdict in expected)
     context = multiprocessing.get_context("forkserver")
@@ -250,7 +250,7 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(tmp_path: Path) -> None
         again = Scripted(moody)
         run(job(), again, ledger, limits=LIMITS)
         assert not again.asked  # all is known
-        found = verdicts(job(), again.name, ledger)
+        found = judged(job(), again.name, ledger)
         listed = [(key, completion.text) for key, _, completion in ledger.replies()]
     assert found == expected
     assert dict(listed) == replies
@@ -265,7 +265,7 @@ def test_the_page_escapes_what_models_say(tmp_path: Path) -> None:
     one = Job(cases=[replace(cases(1)[0], candidate="<script>alert(1)</script>")])
     with Ledger(tmp_path / "l") as ledger:
         run(one, Scripted(lambda query: "8 6\n<b>so</b>"), ledger, limits=LIMITS)
-        shown = page(verdicts(one, "scripted", ledger), title="a & b", notes=["x < y"])
+        shown = page(judged(one, "scripted", ledger), title="a & b", notes=["x < y"])
     assert "<script>" not in shown
     assert "<b>" not in shown
     assert "&lt;script&gt;" in shown

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
+from families import lines
 from hypothesis import given
 from hypothesis import strategies as st
 from judging import LIMITS, Scripted
@@ -16,19 +16,14 @@ from llavakit.cli.judge import reviews as reviews_command
 from llavakit.errors import ConfigError, DataError, ResponderError
 from llavakit.eval import scenes_bench
 from llavakit.eval.benchmark import Answered, Protocol, Question
-from llavakit.eval.judge import Job, run, verdicts
-from llavakit.eval.llava_bench import BENCHMARKS, COCO, IN_THE_WILD, Answer, cases, questions, read_answers, relative_scores
+from llavakit.eval.judge import Job, judged, run
+from llavakit.eval.llava_bench import COCO, IN_THE_WILD, Answer, cases, questions, read_answers, relative_scores
 from llavakit.eval.reviews import across, by_category, read_reviews, scores, table, unparsable
 from llavakit.responder import InTurn, Ledger
 
 POINT = st.integers(1, 20).map(lambda n: n / 2)
 PAIRS = st.lists(st.tuples(POINT, POINT), min_size=1, max_size=12)
 SAYS = Protocol(name="")
-
-
-def lines(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def coco(folder: Path) -> Path:
@@ -186,7 +181,7 @@ def test_questions_with_their_reference_in_one_file(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there are no questions"):
+    with pytest.raises(DataError, match=r"no questions\.jsonl, "):
         questions(tmp_path, SAYS)
     coco(tmp_path)
     with pytest.raises(DataError, match="question 5 has no answer"):
@@ -210,14 +205,14 @@ def test_a_broken_answers_file_is_told_with_its_line(tmp_path: Path, rows: list[
 
 
 def test_published_numbers_are_those_of_the_tables() -> None:
-    told = {(b.name, p.name, n.model, n.metric): n.value for b in BENCHMARKS for p in b.protocols for n in p.published}
-    assert told["llava-bench-coco", "v0", "LLaVA, full 158K", "all"] == 85.1
-    assert told["llava-bench", "v0", "LLaVA (3 decodings)", "complex"] == 81.7
-    assert told["llava-bench", "llava-1.5", "llava-v1.5-13b", "all"] == 72.5
-    assert told["llava-bench", "llava-1.6", "llava-v1.6-34b", "all"] == 89.6
-    assert told["llava-bench", "llava-1.6-0613", "llava-v1.6-vicuna-7b", "all"] == 72.3
+    told = {(b.name, p.name, n.model, n.metric): n.value for b in (COCO, IN_THE_WILD) for p in b.protocols for n in p.published}
+    assert told["llava-bench-coco", "v0", "full data, 158K", "all"] == 85.1
+    assert told["llava-bench", "v0", "LLaVA, decoded three times", "complex"] == 81.7
+    assert told["llava-bench", "llava-1.5", "1.5-13B", "all"] == 72.5
+    assert told["llava-bench", "llava-1.6", "1.6-34B", "all"] == 89.6
+    assert told["llava-bench", "llava-1.6-0613", "1.6-vicuna-7B", "all"] == 72.3
     assert {p.judge for p in IN_THE_WILD.protocols} == {"gpt-4-0314", "gpt-4-0613"}
-    assert {p.max_new_tokens for b in BENCHMARKS for p in b.protocols} == {1024}
+    assert {p.max_new_tokens for b in (COCO, IN_THE_WILD) for p in b.protocols} == {1024}
 
 
 # --- the whole way ----------------------------------------------------------------------------------------------------------------------
@@ -245,7 +240,7 @@ def test_the_built_in_judge_is_asked_like_any_other(tmp_path: Path) -> None:
     one = Job(cases=scenes_bench.cases(ITEMS, given), swap=True)
     with Ledger(tmp_path / "l") as ledger:
         run(one, judge, ledger, limits=LIMITS)
-        found = verdicts(one, judge.name, ledger)
+        found = judged(one, judge.name, ledger)
     for item, verdict in zip(ITEMS, found, strict=True):
         assert verdict.scores == (10, scenes_bench.grade(item, given[str(item.id)].text)[0])
     answered = [Answered(question=_question(item), text=given[str(item.id)].text) for item in ITEMS]

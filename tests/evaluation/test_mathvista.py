@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
+from families import by_name, parquet, replied
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.errors import DataError
 from llavakit.eval import mathvista
-from llavakit.eval.benchmark import Answered, Question, Score
-from llavakit.eval.edit_distance import distance
+from llavakit.eval.benchmark import Answered, Question
 from llavakit.eval.mathvista import Problem, extract, judged, most_similar, normal, quick, scores
 from llavakit.responder import InTurn, Ledger, ScriptedResponder
 
@@ -97,31 +98,6 @@ def test_the_reference_gives_the_empty_answer_the_shortest_choice() -> None:
     assert normal("", PICK) is None
 
 
-def edits(first: str, second: str) -> int:
-    """The classic table, row by row."""
-    row = list(range(len(second) + 1))
-    for i, a in enumerate(first, 1):
-        above, row = row, [i]
-        for j, b in enumerate(second, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (a != b)))
-    return row[-1]
-
-
-few = st.text(alphabet="abéß☃\U0001f600", max_size=70)
-
-
-@given(few, few)
-def test_edit_distance_is_that_of_the_classic_table(first: str, second: str) -> None:
-    assert distance(first, second) == edits(first, second)
-
-
-@given(few, few, few)
-def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
-    assert distance(a, b) == distance(b, a)
-    assert (distance(a, b) == 0) == (a == b)
-    assert distance(a, c) <= distance(a, b) + distance(b, c)
-
-
 def test_of_equally_similar_choices_the_first_is_taken() -> None:
     assert most_similar("cat", ["bat", "hat", "cat"]) == "cat"
     assert most_similar("cut", ["bat", "cat", "cot"]) == "cat"
@@ -146,7 +122,7 @@ CHOOSE = RECORD | {"choices": ["red", "blue"], "unit": None, "answer": "blue", "
 def ask(folder: Path, records: dict[str, Any] | None = None, name: str = "llava-1.6") -> list[Question]:
     if records is not None:
         (folder / "testmini.json").write_text(json.dumps(records))
-    return mathvista.questions(folder, next(one for one in mathvista.MATHVISTA.protocols if one.name == name))
+    return families.ask(mathvista.MATHVISTA, folder, name)
 
 
 def test_questions_are_asked_as_mathvista_hands_them_out(tmp_path: Path) -> None:
@@ -198,12 +174,8 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_the_parquet_files_of_the_hub_are_the_same_questions(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow", reason="the optional pyarrow package is not installed (pip install 'llavakit[eval]')")
-    import pyarrow.parquet as parquet
-
-    (tmp_path / "data").mkdir()
     row = RECORD | {"pid": "1", "decoded_image": {"bytes": b"\x89PNG", "path": None}, "query": "So they ask."}
-    parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / "data" / "testmini-00000-of-00001.parquet")
+    parquet(tmp_path / "data" / "testmini-00000-of-00001.parquet", row)
     (one,) = ask(tmp_path)
     assert (one.prompt, one.truth.answer) == ("So they ask.", "12")
     assert one.image is not None
@@ -213,16 +185,9 @@ def test_the_parquet_files_of_the_hub_are_the_same_questions(tmp_path: Path) -> 
 # --- scores and the judge -----------------------------------------------------------------------------------------------------------
 
 
-def by_name(found: list[Score]) -> dict[str, Score]:
-    return {score.metric: score for score in found}
-
-
 def test_scores_by_hand_and_what_a_judge_adds(tmp_path: Path) -> None:
     asked = ask(tmp_path, {"1": RECORD, "2": CHOOSE, "3": RECORD, "4": CHOOSE, "5": RECORD})
-    answered = [
-        Answered(question=question, text=text)
-        for question, text in zip(asked, [" 12 ", "(B) blue", "It is 12.", "I would say blue", None], strict=True)
-    ]
+    answered = replied(asked, " 12 ", "(B) blue", "It is 12.", "I would say blue", None)
     rules = by_name(scores(answered))
     assert rules["accuracy"].value == pytest.approx(60)  # 1, 2, 4; 3 holds no bare number, 5 is missing
     assert rules["read"].value == pytest.approx(40)  # 1 and 5: nothing needs no judge

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
+import families
 import pytest
+from families import by_name, lines
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.errors import DataError
 from llavakit.eval import mme
-from llavakit.eval.benchmark import SHORT, Answered, Question, Score
+from llavakit.eval.benchmark import SHORT, Answered, Question
 from llavakit.eval.yes_no import COGNITION, PERCEPTION, mme_key, mme_says, mme_score, mme_scores
 
 # MME: whole answer in small letters, else the first four characters hold yes, else no, else neither.
@@ -44,15 +44,6 @@ MME = {
     "是": "other",
     "NOİ": "no",
 }
-
-
-def lines(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def by_name(scores: Sequence[Score]) -> dict[str, Score]:
-    assert len({score.metric for score in scores}) == len(scores)
-    return {score.metric: score for score in scores}
 
 
 @pytest.mark.parametrize(("text", "said"), MME.items())
@@ -111,7 +102,7 @@ def mme_files(folder: Path) -> None:
 
 
 def ask_mme(folder: Path, name: str = "llava-1.5") -> list[Question]:
-    return mme.questions(folder, next(one for one in mme.MME.protocols if one.name == name))
+    return families.ask(mme.MME, folder, name)
 
 
 def test_mme_reads_both_forms_of_its_folders(tmp_path: Path) -> None:
@@ -135,12 +126,12 @@ def test_upstreams_mme_asks_the_same_in_its_order(tmp_path: Path) -> None:
         {"question_id": given, "image": given, "text": prompt, "category": str(given).split("/")[0]}
         for given, prompt in reversed(list(plain))
     ]
-    lines(tmp_path / "llava_mme.jsonl", rows)
+    lines(tmp_path / "llava_mme.jsonl", *rows)
     asked = ask_mme(tmp_path)
     assert [(q.given, q.prompt) for q in asked] == list(reversed(list(plain)))
     assert {(q.given, q.prompt): (q.truth, q.row) for q in asked} == plain
     rows[0]["text"] = "Is it another?"
-    lines(tmp_path / "llava_mme.jsonl", rows)
+    lines(tmp_path / "llava_mme.jsonl", *rows)
     with pytest.raises(DataError, match=r"llava_mme.jsonl:1: 'Is it another\?  Please"):
         ask_mme(tmp_path)
 

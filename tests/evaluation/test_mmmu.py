@@ -7,13 +7,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
+from families import by_name, lines, parquet, replied
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.errors import DataError
 from llavakit.eval import ai2d, mmmu
-from llavakit.eval.benchmark import LETTER, SHORT, Answered, Benchmark, Question, Score
+from llavakit.eval.benchmark import LETTER, SHORT, Answered, Question
 from llavakit.eval.mmmu import choice, free, free_right, normal
 
 FRUIT = {"A": "apple", "B": "banana pie", "C": "cherry", "D": ""}
@@ -147,13 +149,9 @@ CHOOSE: dict[str, Any] = {
 FREE = CHOOSE | {"id": "validation_Math_14", "options": "[]", "answer": "['24/7', '3.429']", "question_type": "open"}
 
 
-def protocol(benchmark: Benchmark, name: str) -> Any:
-    return next(one for one in benchmark.protocols if one.name == name)
-
-
 def ask(folder: Path, rows: list[dict[str, Any]], name: str = "llava-1.6") -> list[Question]:
-    (folder / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return mmmu.questions(folder, protocol(mmmu.MMMU, name))
+    lines(folder / "validation.jsonl", *rows)
+    return families.ask(mmmu.MMMU, folder, name)
 
 
 def test_mmmu_asks_as_its_own_script_and_as_lmms_eval(tmp_path: Path) -> None:
@@ -170,14 +168,10 @@ def test_mmmu_asks_as_its_own_script_and_as_lmms_eval(tmp_path: Path) -> None:
     assert answered.truth == ("[0, ∞",)
 
 
-def by_name(found: list[Score]) -> dict[str, Score]:
-    return {score.metric: score for score in found}
-
-
 def test_mmmu_adds_up_by_subject_and_discipline(tmp_path: Path) -> None:
     rows = [CHOOSE, CHOOSE | {"id": "validation_Art_1"}, FREE, FREE | {"id": "validation_Physics_1"}]
     asked = ask(tmp_path, rows)
-    answered = [Answered(question=q, text=t) for q, t in zip(asked, ["B", "who knows", "it is 24/7", None], strict=True)]
+    answered = replied(asked, "B", "who knows", "it is 24/7", None)
     scores = by_name(mmmu.scores(answered))
     assert (scores["accuracy"].value, scores["accuracy"].headline, scores["accuracy"].count) == (50, True, 4)
     assert (scores["Art and Design"].value, scores["Science"].value) == (50, 50)
@@ -212,13 +206,9 @@ def test_faults_of_mmmu_are_told(tmp_path: Path, fault: dict[str, Any], what: st
 
 
 def test_mmmu_reads_the_files_of_the_hub(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow", reason="the optional pyarrow package is not installed (pip install 'llavakit[eval]')")
-    import pyarrow.parquet as parquet
-
-    (tmp_path / "Art").mkdir()
     row = CHOOSE | {"image_1": {"bytes": b"\x89PNG", "path": None}}
-    parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / "Art" / "validation-00000-of-00001.parquet")
-    (one,) = mmmu.questions(tmp_path, protocol(mmmu.MMMU, "llava-1.5"))
+    parquet(tmp_path / "Art" / "validation-00000-of-00001.parquet", row)
+    (one,) = families.ask(mmmu.MMMU, tmp_path, "llava-1.5")
     assert one.image is not None
     assert (one.truth, Path(str(one.image.source)).read_bytes()) == ("B", b"\x89PNG")
 
@@ -246,7 +236,7 @@ def ai2d_files(folder: Path) -> None:
 
 def test_ai2d_asks_its_test_split(tmp_path: Path) -> None:
     ai2d_files(tmp_path)
-    asked = ai2d.questions(tmp_path, protocol(ai2d.AI2D, "llava-1.6"))
+    asked = families.ask(ai2d.AI2D, tmp_path)
     assert [q.id for q in asked] == ["7.png-0", "8.png-0"]
     assert asked[0].prompt == f"What eats?\nA. hen\nB. fox\n{LETTER}"
     sources = [q.image.source for q in asked if q.image is not None]
@@ -255,19 +245,16 @@ def test_ai2d_asks_its_test_split(tmp_path: Path) -> None:
     assert (score.value, score.count, score.headline) == (50, 2, True)
     (tmp_path / "ai2d_test_ids.csv").unlink()
     with pytest.raises(DataError, match=r"no ai2d_test_ids\.csv"):
-        ai2d.questions(tmp_path, protocol(ai2d.AI2D, "llava-1.6"))
+        families.ask(ai2d.AI2D, tmp_path)
 
 
 def test_ai2d_reads_the_files_of_the_hub(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow", reason="the optional pyarrow package is not installed (pip install 'llavakit[eval]')")
-    import pyarrow.parquet as parquet
-
     with pytest.raises(DataError, match="no questions/"):
-        ai2d.questions(tmp_path, protocol(ai2d.AI2D, "llava-1.5"))
+        families.ask(ai2d.AI2D, tmp_path, "llava-1.5")
     row = {"question": "What eats?", "options": ["hen", "fox"], "answer": "1", "image": {"bytes": b"\x89PNG", "path": None}}
-    parquet.write_table(arrow.Table.from_pylist([row, row | {"answer": "2"}]), tmp_path / "test-0.parquet")
+    parquet(tmp_path / "test-0.parquet", row, row | {"answer": "2"})
     with pytest.raises(DataError, match="the answer is 2 of 2 options"):
-        ai2d.questions(tmp_path, protocol(ai2d.AI2D, "llava-1.5"))
-    parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / "test-0.parquet")
-    (one,) = ai2d.questions(tmp_path, protocol(ai2d.AI2D, "llava-1.5"))
+        families.ask(ai2d.AI2D, tmp_path, "llava-1.5")
+    parquet(tmp_path / "test-0.parquet", row)
+    (one,) = families.ask(ai2d.AI2D, tmp_path, "llava-1.5")
     assert (one.truth, one.id) == ("B", "0")

@@ -19,6 +19,7 @@ from llavakit.eval.benchmarks import ALL
 from llavakit.eval.protocols import page
 from llavakit.eval.published import table
 from llavakit.eval.report import Result, Rows
+from llavakit.eval.run_folder import RUN
 
 PROTOCOL = Protocol(
     name="llava-1.5",
@@ -140,7 +141,7 @@ def write(folder: Path, **facts: object) -> None:
     """A run's folder as the harness and the scorer leave it."""
     folder.mkdir()
     told = {"benchmark": "textvqa", "protocol": "llava-1.5", "model": "tiny@1f", "asked": 5000}
-    (folder / report.RUN).write_text(json.dumps(AS_ASKED | told | {"aspect": None}), "utf-8")
+    (folder / RUN).write_text(json.dumps(AS_ASKED | told | {"aspect": None}), "utf-8")
     report.write_scores(folder, run().scores, **facts)
 
 

@@ -216,7 +216,7 @@ def test_protocols_say_how_they_draw_and_in_how_many_passes() -> None:
     assert all(one.sampling.max_new_tokens == 1024 for one in PROTOCOLS)
     assert len(BY_NAME) == len(PROTOCOLS)
     metrics = {number.metric for one in PROTOCOLS for number in one.published}
-    assert metrics == {"Avg", "IMG"}
+    assert metrics == {*COLUMNS, "Avg"}
 
 
 def test_the_words_of_the_converted_file_are_taken(folder: Path) -> None:

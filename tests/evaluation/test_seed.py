@@ -8,22 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import answers, by_name
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.errors import DataError
 from llavakit.eval import seed
-from llavakit.eval.benchmark import LETTER, Answered, Question, Score
+from llavakit.eval.benchmark import LETTER, Answered, Question
 from llavakit.eval.choices import seed_score
-
-
-def answers(asked: Sequence[Question], texts: Mapping[str, str | None]) -> list[Answered]:
-    return [Answered(question=question, text=texts.get(question.id)) for question in asked]
-
-
-def by_name(scores: Sequence[Score]) -> dict[str, Score]:
-    return {score.metric: score for score in scores}
-
 
 TYPES = {"Scene Understanding": 1, "Instances Counting": 5, "Action Recognition": 10}
 

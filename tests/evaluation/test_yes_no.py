@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from families import ask, by_name, lines, replied
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.errors import DataError
 from llavakit.eval import pope
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question, Score
+from llavakit.eval.benchmark import SHORT, Answered, Question
 from llavakit.eval.yes_no import SPLITS, pope_says, pope_score, pope_scores
 
 # The words of POPE's parser: before the first full stop, commas deleted, blanks part words, No / not / no deny.
@@ -112,11 +112,6 @@ def test_pope_does_not_depend_on_order(rows: list[tuple[str, str]]) -> None:
 # --- the files of POPE --------------------------------------------------------------------------------------------------------------
 
 
-def lines(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 THINGS = ["dog", "orange"]
 
 
@@ -126,7 +121,7 @@ def official(folder: Path, labels: Sequence[str] = ("yes", "no"), *, ids: Sequen
             {"question_id": number, "image": f"{split}.jpg", "text": f"Is there a {thing} in the image?", "label": label}
             for number, thing, label in zip(ids, THINGS, labels, strict=True)
         ]
-        lines(folder / f"coco_pope_{split}.json", rows)
+        lines(folder / f"coco_pope_{split}.json", *rows)
 
 
 def upstream(folder: Path, things: Sequence[str] = THINGS, *, offsets: Sequence[int] = (10_000_000, 20_000_000, 0)) -> None:
@@ -135,15 +130,11 @@ def upstream(folder: Path, things: Sequence[str] = THINGS, *, offsets: Sequence[
         for split, offset in zip(SPLITS, offsets, strict=True)
         for n, thing in enumerate(things, 1)
     ]
-    lines(folder / "llava_pope_test.jsonl", rows)
-
-
-def protocol(benchmark: Benchmark, name: str = "llava-1.5") -> Protocol:
-    return next(one for one in benchmark.protocols if one.name == name)
+    lines(folder / "llava_pope_test.jsonl", *rows)
 
 
 def read(folder: Path, name: str = "llava-1.5") -> list[Question]:
-    return pope.questions(folder, protocol(pope.POPE, name))
+    return ask(pope.POPE, folder, name)
 
 
 def test_pope_asks_the_official_files(tmp_path: Path) -> None:
@@ -217,16 +208,11 @@ def test_missing_files_of_pope_are_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def by_name(scores: Sequence[Score]) -> dict[str, Score]:
-    assert len({score.metric for score in scores}) == len(scores)
-    return {score.metric: score for score in scores}
-
-
 def test_pope_quotes_the_mean_of_three_splits(tmp_path: Path) -> None:
     official(tmp_path)
     asked = read(tmp_path)
     replies = ["Yes", "No", "Yes", "Yes", "No", None]  # f1: 1; tp 1 fp 1: 2/3; tp 0: 0
-    scores = by_name(pope_scores([Answered(question=q, text=t) for q, t in zip(asked, replies, strict=True)]))
+    scores = by_name(pope_scores(replied(asked, *replies)))
     assert [round(scores[split].value, 6) for split in SPLITS] == [100, 66.666667, 0]
     assert scores["f1"].value == pytest.approx((100 + 200 / 3) / 3)
     assert (scores["f1"].headline, scores["f1"].count) == (True, 6)

@@ -1,4 +1,4 @@
-"""``llava eval-ensemble``: LLaVA and a language model together on ScienceQA, from files of answers or asking the language model now."""
+"""``llava eval ensemble``: LLaVA and a language model together on ScienceQA, from files of answers or asking the language model now."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """Examples:
 
-  llava eval-ensemble ScienceQA --llava answers.jsonl --gpt4 gpt4.json                       (complement)
-  llava eval-ensemble ScienceQA --llava answers.jsonl --gpt4 gpt4.json --judge again.jsonl   (and judge)
-  llava eval-ensemble ScienceQA --llava answers.jsonl --teacher openai --model gpt-4-0613    (asks, and keeps every reply)
+  llava eval ensemble ScienceQA --llava answers.jsonl --gpt4 gpt4.json                       (complement)
+  llava eval ensemble ScienceQA --llava answers.jsonl --gpt4 gpt4.json --judge again.jsonl   (and judge)
+  llava eval ensemble ScienceQA --llava answers.jsonl --teacher openai --model gpt-4-0613    (asks, and keeps every reply)
 """
 
 Folder = Annotated[Path, Argument(metavar="FOLDER", show_default=False, help="Holds problems.json and pid_splits.json.")]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Exit, Option, Typer
 from typer.core import TyperGroup
 
-from llavakit.cli import asking, options
+from llavakit.cli import asking, ensemble, judge, options, results
 from llavakit.cli.border import one_line
 from llavakit.cli.evaluating import Asking, say, warn
 from llavakit.cli.terminal import many
@@ -21,6 +21,7 @@ from llavakit.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from llavakit.eval.answers import Line
     from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Question, Score, Verdict
+    from llavakit.eval.report import Line as Told
     from llavakit.responder import Limits, ServerCompleter
 
 EXAMPLES = """Examples:
@@ -138,7 +139,7 @@ def run(
     if not outcome.whole:
         say(f"rank {job.share.rank}: {many(outcome.fresh, 'answer')}; whoever ends last puts all of them together")
         return
-    report(
+    tell(
         benchmark, way, _answered(read(place / "answers.jsonl"), questions, limit), place, read_run(place / RUN), page=page, as_json=as_json
     )
 
@@ -201,7 +202,13 @@ def score(
         beside = answers.parent if (answers.parent / benchmark.name).is_dir() else Path(scratch)
         questions = benchmark.questions(_files(benchmark, folder, beside, None if out else 0), way)
         answered = _answered(found, questions, limit or facts.get("asked"))
-        report(benchmark, way, answered, out, facts, page=out is not None, as_json=as_json)
+        tell(benchmark, way, answered, out, facts, page=out is not None, as_json=as_json)
+
+
+app.command("report", epilog=results.EXAMPLES)(results.results)
+app.command("judge", epilog=judge.JUDGE_EXAMPLES)(judge.judge)
+app.command("reviews", epilog=judge.REVIEWS_EXAMPLES)(judge.reviews)
+app.command("ensemble", epilog=ensemble.EXAMPLES)(ensemble.ensemble)
 
 
 def _files(benchmark: Benchmark, folder: Path | None, place: Path, limit: int | None) -> Path:
@@ -231,7 +238,7 @@ def _answered(found: Sequence[Line], questions: Sequence[Question], limit: int |
     return matched.answered
 
 
-def report(
+def tell(
     benchmark: Benchmark,
     way: Protocol,
     answered: Sequence[Answered],
@@ -242,6 +249,8 @@ def report(
     as_json: bool,
 ) -> None:
     """The scores to stdout, beside what was published; scores.json, the page and the official upload into ``place``."""
+    from llavakit.eval.report import Result, compare, record
+
     upload = _upload(benchmark, answered, place)
     try:
         scores = benchmark.score(answered) if benchmark.score is not None else []
@@ -252,18 +261,23 @@ def report(
         say(f"not scored here: {error}")
     if place is not None:
         _write(benchmark, way, answered, scores, place, facts, page=page)
+    result = Result(benchmark=benchmark.name, protocol=way.name, model=str(facts.get("model", "")), scores=tuple(scores), facts=facts)
+    lines = compare(result, way)
     if as_json:
-        print(json.dumps(facts | {"scores": [asdict(score) for score in scores], "published": [asdict(n) for n in way.published]}))
+        print(json.dumps(record(result, lines)))
         return
-    print(f"{benchmark.name} --protocol {way.name}   {facts.get('model', '')}")
+    print(f"{result.benchmark} --protocol {result.protocol}   {result.model}")
     for key, value in _how(way):
         print(f"  {key:15}{value}")
     if facts.get("asked", 0) < facts.get("questions", 0):
         print(f"  {'only':15}{facts['asked']:,} of {facts['questions']:,} questions: published numbers do not compare")
-    for line in table(scores, way):
+    for line in table(lines):
         print(line)
     if benchmark.score is None:
         print(f"  {'scored by':15}{one_line(benchmark.reference)}")
+        if benchmark.name in judge.NAMES:
+            files = "" if benchmark.make is not None else " FOLDER"
+            print(f"  {'next':15}llava eval judge {benchmark.name} {(place or Path()) / 'answers.jsonl'}{files} --judge MODEL")
 
 
 def _upload(benchmark: Benchmark, answered: Sequence[Answered], place: Path | None) -> Path | None:
@@ -276,21 +290,21 @@ def _upload(benchmark: Benchmark, answered: Sequence[Answered], place: Path | No
     return upload
 
 
-def table(scores: Iterable[Score], way: Protocol) -> list[str]:
-    """Every score on a line, with its interval, and below it what was published under this protocol."""
-    lines = []
-    for score in scores:
-        interval = "" if score.half_width is None else f" ± {score.half_width:.1f}"
-        lines.append(f"{'*' if score.headline else ' '} {score.metric:24}{score.value:8.1f}{interval:8}{many(score.count, 'question'):>18}")
-        for number in way.published:
-            if number.metric == score.metric:
-                far = score.value - number.value
-                fits = "within" if abs(far) <= number.tolerance else "beyond"
-                source = f", {number.source}" if number.source else ""
-                lines.append(
-                    f"    published{number.value:23.1f} ± {number.tolerance:<5.1f} {number.model}{source}; {far:+.1f} is {fits} it"
-                )
-    return lines
+def table(lines: Iterable[Told]) -> list[str]:
+    """Every score on a line, with its interval, and below it what was published under this protocol, or why that does not compare."""
+    shown, last = [], None
+    for line in lines:
+        score, number = line.score, line.published
+        if score is not last:
+            interval = "" if score.half_width is None else f" ± {score.half_width:.1f}"
+            star = "*" if score.headline else " "
+            shown.append(f"{star} {score.metric:24}{score.value:8.1f}{interval:8}{many(score.count, 'question'):>18}")
+            last = score
+        if number is not None:
+            why = f" ({'; '.join(line.reasons)})" if line.reasons else ""
+            said = f"{line.difference:+.1f}, {line.verdict}{why}"
+            shown.append(f"    published{number.value:23.1f} ± {number.tolerance:<5.1f} {number.model}: {said}")
+    return shown
 
 
 def _how(way: Protocol) -> list[tuple[str, str]]:

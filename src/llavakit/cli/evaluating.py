@@ -41,7 +41,7 @@ class Asking:
         from llavakit.eval.two_pass import TwoPass
 
         assistant = fitting(_on_own_device(loading).assistant(), self.protocol, chosen=loading.template is not None)
-        job = self._job(
+        job = replace(self, protocol=_with_room(assistant, self.protocol))._job(
             model=asking.weights_name(loading),
             template=assistant.processor.template.name,
             aspect=aspect_of(assistant),
@@ -99,6 +99,18 @@ def fitting(assistant: Assistant, protocol: Protocol, *, chosen: bool) -> Assist
         what = f"protocol {protocol.name} wants the aspect {protocol.aspect}, and this checkpoint's processor has {aspect}"
         warn(f"{what}: published numbers do not compare")
     return assistant
+
+
+def _with_room(assistant: Assistant, protocol: Protocol) -> Protocol:
+    """A reply may take half of a small context at most: else every question would be refused for want of room."""
+    from llavakit.model.generation import context_length
+
+    most = context_length(assistant.model) // 2
+    if protocol.max_new_tokens <= most:
+        return protocol
+    what = f"protocol {protocol.name} allows replies of {protocol.max_new_tokens} tokens, and this model's context is {2 * most}"
+    warn(f"{what}: they get {most}, and published numbers do not compare")
+    return replace(protocol, max_new_tokens=most)
 
 
 def aspect_of(assistant: Assistant) -> str:

@@ -22,8 +22,8 @@ from llavakit.errors import ConfigError, ResponderError
 
 if TYPE_CHECKING:
     from llavakit.eval import mm_vet
-    from llavakit.eval.benchmark import Protocol
-    from llavakit.eval.judge import Case, Job, Rules, Verdict
+    from llavakit.eval.benchmark import Score
+    from llavakit.eval.judge import Case, Job, Judged, Rules
     from llavakit.eval.resample import Pair
     from llavakit.eval.reviews import Relative, Review
     from llavakit.responder import Completer, Ledger
@@ -98,14 +98,14 @@ def judge(
         grader = _completer(name, who, base_url, whom, loading)
         place.mkdir(parents=True, exist_ok=True)
         with Ledger(place / LEDGER) as ledger:
-            _grade(graded, grader, ledger, whom, place)
+            _grade(graded, grader, ledger, whom, place, answers)
         return
     jobs = _jobs(_cases(name, folder, answers, left_out), _rules(rules, system), temperature, max_tokens or 1024, runs)
     jobs = [replace(job, swap=swap, upstream=upstream, again=again) for job in jobs]
     reviewer = _completer(name, who, base_url, whom, loading)
     place.mkdir(parents=True, exist_ok=True)
     with Ledger(place / LEDGER) as ledger:
-        _review(jobs, reviewer, ledger, whom, place, name)
+        _review(jobs, reviewer, ledger, whom, place, name, answers)
 
 
 def reviews(files: Files, ignore: Ignore = None) -> None:
@@ -181,13 +181,13 @@ def _jobs(cases: Sequence[Case], rules: Rules, temperature: float, max_tokens: i
     return [Job(cases=cases, rules=rules, sampling=sampling.but(seed=run)) for run in range(runs)]
 
 
-def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying, out: Path, name: str) -> None:
+def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying, out: Path, name: str, answers: Path) -> None:
     """Ask, write what the ledger holds whatever ended it, tell the numbers."""
-    from llavakit.eval.judge import run, verdicts
+    from llavakit.eval.judge import judged, run
     from llavakit.eval.review_page import write_page
-    from llavakit.eval.reviews import by_category, relative_scores, spreads, table, write_reviews
+    from llavakit.eval.reviews import by_category, relative_scores, scores, spreads, table, write_reviews
 
-    found: list[list[Verdict]] = []
+    found: list[list[Judged]] = []
     kept: list[Mapping[str, list[Pair]]] = []
     for number, job in enumerate(jobs, 1):
         file = out / f"reviews_{_spelt(judge.name)}{f'_{number}' if len(jobs) > 1 else ''}.jsonl"
@@ -195,7 +195,7 @@ def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying,
             with asking.progress("judging", len(job)) as tell:
                 outcome = run(job, judge, ledger, limits=whom.limits(again=job.tries), on_progress=tell)
         finally:
-            found.append(verdicts(job, judge.name, ledger))
+            found.append(judged(job, judge.name, ledger))
             written = write_reviews(file, job, found[-1], judge=judge.name)
         if written:
             kept.append(by_category(written))
@@ -207,13 +207,15 @@ def _review(jobs: Sequence[Job], judge: Completer, ledger: Ledger, whom: Paying,
         asking.ended(outcome, ledger, made=len(written), failed=failed)
     if len(kept) > 1:
         print(f"\n{spreads([relative_scores(pairs) for pairs in kept])}")
+    if kept:
+        _keep(answers, scores(kept[0]), judge.name)
     notes = [f"judge: {judge.name}", *map(table, kept)]
     print(write_page(out / f"reviews_{_spelt(judge.name)}.html", found[0], title=f"{name}, {out.stem}", notes=notes))
     _expected(name, judge.name)
     _all_reviewed(found)
 
 
-def _all_reviewed(found: Sequence[Sequence[Verdict]]) -> None:
+def _all_reviewed(found: Sequence[Sequence[Judged]]) -> None:
     """Raises ResponderError where a question has no review: what was told is over the others only."""
     refused = sum(len(one.refused) for run in found for one in run)
     if refused:
@@ -232,7 +234,7 @@ def _drift(written: Sequence[Review]) -> None:
         print(f"judged by {', '.join(versions)}{' (several versions: not one judge)' if len(versions) > 1 else ''}", file=sys.stderr)
 
 
-def _bias(found: Sequence[Verdict]) -> None:
+def _bias(found: Sequence[Judged]) -> None:
     from llavakit.eval.judge import first_bias
 
     bias = first_bias(found)
@@ -242,30 +244,26 @@ def _bias(found: Sequence[Verdict]) -> None:
 
 def _expected(name: str, judge: str) -> None:
     """A word on published numbers, which are another judge's."""
-    protocols = _protocols(name)
+    from llavakit.eval.benchmarks import find
+
+    protocols = find(name).protocols
     judges = list(dict.fromkeys(protocol.judge for protocol in protocols if protocol.judge and protocol.published))
     if judges and judge not in judges:
         print(f"published numbers were judged by {', '.join(judges)}: this judge's are not comparable with them", file=sys.stderr)
-
-
-def _protocols(name: str) -> tuple[Protocol, ...]:
-    from llavakit.eval import llava_bench, mm_vet, scenes_bench
-
-    known = (*llava_bench.BENCHMARKS, *mm_vet.BENCHMARKS, scenes_bench.SCENES_BENCH)
-    return next(benchmark.protocols for benchmark in known if benchmark.name == name)
 
 
 def _grading(
     folder: Path, answers: Path, left_out: set[str], rules: Path | None, *, runs: int, upstream: bool, max_tokens: int
 ) -> mm_vet.Job:
     from llavakit.eval import mm_vet
+    from llavakit.eval.official import read_text
 
     cases = [case for case in mm_vet.cases(folder, answers) if case.id not in left_out]
-    prompt = mm_vet.PROMPT if rules is None else mm_vet.read_prompt(rules)
+    prompt = mm_vet.PROMPT if rules is None else read_text(rules)
     return mm_vet.Job(cases=cases, runs=runs, prompt=prompt, max_tokens=max_tokens, upstream=upstream)
 
 
-def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out: Path) -> None:
+def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out: Path, answers: Path) -> None:
     """The same for MM-Vet."""
     from llavakit.eval import mm_vet
 
@@ -277,6 +275,7 @@ def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out:
         file = mm_vet.write_grades(out / f"{_spelt(judge.name)}-grade-{job.runs}runs.json", grades)
     known = mm_vet.values(grades)
     if known:
+        _keep(answers, mm_vet.scores(known, {case.id: case.truth.capabilities for case in job.cases}), judge.name)
         print(f"{mm_vet.table(known, {case.id: case.truth.capabilities for case in job.cases})}\n")
     print(file)
     print(f"prompt {job.digest}, judged by {', '.join(sorted({one.model for told in grades.values() for one in told}))}", file=sys.stderr)
@@ -286,6 +285,14 @@ def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out:
     if absent:
         what = f"{len(absent)} of {len(grades)} answers have no grade (the first: {absent[0]}); the numbers leave them out"
         raise ResponderError(what, code="no_review", remedy="name another judge; --upstream counts them as 0")
+
+
+def _keep(answers: Path, scores: Sequence[Score], judge: str) -> None:
+    """Beside answers of ``llava eval``, so that ``llava eval report`` can tell them; of several runs of the judge, the first."""
+    from llavakit.eval.report import RUN, write_scores
+
+    if (answers.parent / RUN).is_file():
+        print(write_scores(answers.parent, scores, judge=judge), file=sys.stderr)
 
 
 def _spelt(name: str) -> str:

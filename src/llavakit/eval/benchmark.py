@@ -11,7 +11,7 @@ benchmarks is one file that ends with its ``Benchmark`` values; ``benchmarks.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,23 @@ class Protocol:
     "What else a reader must know."
     published: tuple[Published, ...] = field(default=(), repr=False)
 
+    def but(self, **changes: Any) -> Protocol:
+        """The same with some fields changed."""
+        return replace(self, **changes)
+
+    def asked(self, question: str) -> str:
+        """The question, the suffix on lines of its own behind it; LLaVA's own files have it already."""
+        ending = f"\n{self.suffix}" if self.suffix else ""
+        return question if question.endswith(ending) else question + ending
+
     @property
     def sampling(self) -> Sampling:
         """Greedy unless the protocol draws, as every published 1.5 and 1.6 number (spec 6.1)."""
         return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+
+
+LLAVA_15 = Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad")
+LLAVA_16 = Protocol(name="llava-1.6", aspect="anyres")  # each checkpoint in its own prompt format
 
 
 @dataclass(frozen=True, kw_only=True)

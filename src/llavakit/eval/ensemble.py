@@ -19,8 +19,8 @@ from typing import Any
 
 from llavakit.data.scienceqa import Problem, turns
 from llavakit.eval.benchmark import Score
+from llavakit.eval.intervals import mean
 from llavakit.eval.scienceqa import FAILED, Gold, extract, gold, index, sentence, tally
-from llavakit.eval.shares import mean
 from llavakit.responder import Completer, Ledger, Outcome, Query, Settled, ask_all
 from llavakit.types import Conversation, Message, Sampling, assistant, system, user
 

@@ -21,6 +21,7 @@ import yaml
 from llavakit import __version__
 from llavakit.errors import ConfigError, DataError
 from llavakit.eval.benchmark import Score
+from llavakit.eval.files import replaced
 from llavakit.eval.report import Result
 
 FOLDER, CARD = ".eval_results", "README.md"
@@ -159,8 +160,7 @@ def _write(path: Path, runs: Sequence[Result], source: str | None, places: Mappi
     from huggingface_hub import eval_result_entries_to_yaml
 
     data = eval_result_entries_to_yaml(entries(runs, source=source, places=places))
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000), "utf-8")
-    return path
+    return replaced(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000))
 
 
 def _front_matter(card: Path, runs: Sequence[Result], ours: Sequence[Any]) -> dict[str, Any]:

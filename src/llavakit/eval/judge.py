@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llavakit.errors import DataError
+from llavakit.eval.official import as_row, read_object
 from llavakit.eval.resample import Pair
 from llavakit.responder import Completer, Completion, Ledger, Limits, Outcome, Progress, Query, Settled, ask_all, settled
 from llavakit.types import Conversation, Image, Sampling, system, user
@@ -91,12 +92,9 @@ class Rules:
     @staticmethod
     def load(path: Path, *, system: str = SYSTEM) -> Rules:
         """From a file like upstream's: {category: {"role", "prompt"}}. Raises DataError."""
-        try:
-            given = json.loads(path.read_text(encoding="utf-8-sig"))
-            table = {name: Rule(_text(rule["prompt"]), _text(rule.get("role", "Assistant"))) for name, rule in given.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            remedy = 'give a JSON object of the form {"conv": {"role": "Assistant", "prompt": "..."}}'
-            raise DataError(f"these are no rules ({error!r})", code="bad_file", where=str(path), remedy=remedy) from error
+        whole = read_object(path)
+        rows = {name: as_row(value, f"{path}: {name}") for name, value in whole.items()}
+        table = {name: Rule(row.text("prompt"), row.text("role") if "role" in row else "Assistant") for name, row in rows.items()}
         return Rules(system=system, table=table)
 
     def ask(self, case: Case, *, swapped: bool = False) -> Conversation:
@@ -111,7 +109,7 @@ class Rules:
             f"[{rule.role} {number}]\n{text}\n\n[End of {rule.role} {number}]\n\n" for number, text in enumerate((first, second), 1)
         )
         asked = f"{context}[Question]\n{case.question}\n\n{answers}[System]\n{rule.prompt}\n\n"
-        return Conversation((system(self.system), user(_characters(asked))))
+        return Conversation((system(self.system), user(sendable(asked))))
 
     def digest(self, category: str) -> str:
         """Twelve digits that stand for the prompt of a category: another wording is another judge."""
@@ -167,7 +165,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Judged:
     """A case with its readings: one, or two with the order swapped. ``scores`` is their mean, None unless all have some."""
 
     case: Case
@@ -235,18 +233,16 @@ def run(job: Job, judge: Completer, ledger: Ledger, *, limits: Limits, on_progre
     return ask_all(job.queries(), judge, ledger, limits=limits, judge=job.accept, on_progress=on_progress, total=len(job))
 
 
-def verdicts(job: Job, judge: str, ledger: Ledger) -> list[Verdict]:
+def judged(job: Job, judge: str, ledger: Ledger) -> list[Judged]:
     """Every case in order, as the ledger knows it; ``judge`` is the completer's name."""
     return [
-        Verdict(
-            case=case, readings=tuple(_reading(job, job.query(case, swapped=swapped), judge, ledger, swapped) for swapped in job.orders)
-        )
+        Judged(case=case, readings=tuple(_reading(job, job.query(case, swapped=swapped), judge, ledger, swapped) for swapped in job.orders))
         for case in job.cases
     ]
 
 
-def first_bias(found: Sequence[Verdict]) -> float | None:
-    """By how many points the answer that stands first is favoured, of verdicts in both orders; None where there are none."""
+def first_bias(found: Sequence[Judged]) -> float | None:
+    """By how many points the answer that stands first is favoured, of cases judged in both orders; None where there are none."""
     both = [(a.scores, b.scores) for a, b in (one.readings for one in found if len(one.readings) == 2) if a.scores and b.scores]
     gains = [gain for plain, swapped in both for gain in (plain[0] - swapped[0], swapped[1] - plain[1])]
     return statistics.fmean(gains) if gains else None
@@ -274,12 +270,6 @@ def _reading(job: Job, query: Query, judge: str, ledger: Ledger, swapped: bool) 
     )
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _characters(text: str) -> str:
+def sendable(text: str) -> str:
     """Without what no prompt can hold: a model under evaluation may have said it."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit.eval import shares
-from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval import intervals
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.checks import unique
 from llavakit.eval.choices import LETTERS
 from llavakit.eval.edit_distance import distance
 from llavakit.eval.mathvista_asking import EXAMPLES, NO_ANSWER, hint, query
-from llavakit.eval.official import bad, picture, there, unique
-from llavakit.eval.published import numbers
-from llavakit.eval.rows import Row, entries, whole_object
+from llavakit.eval.official import Row, as_row, parquets, picture, read_object, read_rows, there
+from llavakit.eval.published import with_numbers
 from llavakit.responder import Completer, Ledger, Limits, Outcome, Query, ask_all, settled
 from llavakit.types import Conversation, Image, Sampling
 
@@ -117,8 +117,8 @@ def scores(answered: Sequence[Answered], judged: Mapping[str, str] = {}, *, empt
         read.append(one.question.id in judged or quick((one.text or "").strip(), problem) is not None)
         for key, value in (("question_type", problem.question_type), ("answer_type", problem.answer_type), *problem.groups):
             hits[f"{key}: {value}"].append(every[-1])
-    found = [shares.mean("accuracy", every, headline=True), shares.mean("read", read)]
-    return found + [shares.mean(name, of) for name, of in sorted(hits.items())]
+    found = [intervals.mean("accuracy", every, headline=True), intervals.mean("read", read)]
+    return found + [intervals.mean(name, of) for name, of in sorted(hits.items())]
 
 
 def verdict(answered: Answered) -> Verdict:
@@ -162,22 +162,21 @@ def judged(answered: Sequence[Answered], judge: str, ledger: Ledger, *, again: i
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
     prompts = there(folder, "query.json", "data/query.json")
-    handed_out: Mapping[str, Any] = {} if prompts is None else whole_object(prompts)
+    handed_out: Mapping[str, Any] = {} if prompts is None else read_object(prompts)
     return unique([_question(row, image, protocol, handed_out) for row, image in _rows(folder)], folder)
 
 
 def _rows(folder: Path) -> Iterator[tuple[Row, Image]]:
     """The problems with their pictures."""
     whole = there(folder, "testmini.json", "data/testmini.json")
-    tables = sorted(folder.rglob("testmini-*.parquet"))
     if whole is not None:
-        for name, values in whole_object(whole).items():
-            row = Row({"pid": name, **(values if isinstance(values, dict) else {})}, f"{whole} problem {name}")
+        for name, values in read_object(whole).items():
+            where = f"{whole} problem {name}"
+            row = Row({"pid": name, **as_row(values, where)}, where)
             yield row, Image(folder / row.text("image"))
-    elif tables:
-        yield from ((row, picture(row, "decoded_image", path)) for path in tables for row in entries(path))
     else:
-        raise bad("no testmini.json", folder, "put it there with images/, or the parquet files of AI4Math/MathVista")
+        tables = parquets(folder, "testmini", instead="testmini.json")
+        yield from ((row, picture(row, "decoded_image", path)) for path in tables for row in read_rows(path))
 
 
 def _question(row: Row, image: Image, protocol: Protocol, handed_out: Mapping[str, Any]) -> Question:
@@ -223,24 +222,11 @@ MATHVISTA = Benchmark(
     reference="extract_answer.py and calculate_score.py of lupantech/MathVista. Departures: an empty or missing answer is wrong where there"
     " it is the shortest choice (empty_is_wrong=False); blanks around a reply do not count; without a judge a reply that rules cannot read"
     " is taken as it is; the judge is asked in our own words",
-    protocols=(
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            max_new_tokens=1024,
-            judge="gpt-4",
-            note=_NOTE,
-            published=numbers("mathvista", "llava-1.6", headline="accuracy"),
-        ),
-        Protocol(
-            name="llava-1.5",
-            template="vicuna_v1",
-            aspect="pad",
-            max_new_tokens=1024,
-            judge="gpt-4",
-            note=_NOTE,
-            published=numbers("mathvista", "llava-1.5", headline="accuracy"),
-        ),
+    protocols=with_numbers(
+        "mathvista",
+        "accuracy",
+        LLAVA_16.but(max_new_tokens=1024, judge="gpt-4", note=_NOTE),
+        LLAVA_15.but(max_new_tokens=1024, judge="gpt-4", note=_NOTE),
         Protocol(
             name=SHORT_PROMPT,
             max_new_tokens=1024,

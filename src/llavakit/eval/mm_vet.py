@@ -18,18 +18,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from llavakit.errors import DataError
-from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Published, Question, Score
+from llavakit.eval import report
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score
+from llavakit.eval.files import json_file
+from llavakit.eval.judge import sendable
 from llavakit.eval.llava_bench import read_answers
+from llavakit.eval.official import as_row, bad, read_object
+from llavakit.eval.published import with_numbers
 from llavakit.eval.resample import bootstrap
 from llavakit.responder import Completer, Completion, Ledger, Limits, Outcome, Progress, Query, ask_all
 from llavakit.types import Conversation, Image, Sampling, user
@@ -117,9 +120,8 @@ class Job:
         truth = case.truth.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         row = " | ".join((case.question, truth, case.candidate, ""))
         text = f"{self.prompt}\n{row}" + (f"\n{AGAIN}" if again else "")
-        text = text.replace("\0", "").encode("utf-8", "replace").decode()
         sampling = Sampling(temperature=temperature, max_new_tokens=self.max_tokens, seed=run)
-        return Query(id=f"{case.id}-{run}", conversation=Conversation((user(text),)), sampling=sampling)
+        return Query(id=f"{case.id}-{run}", conversation=Conversation((user(sendable(text)),)), sampling=sampling)
 
     @property
     def digest(self) -> str:
@@ -214,14 +216,11 @@ def scores(grades: Mapping[str, Sequence[float]], capabilities: Mapping[str, Col
 
 def table(grades: Mapping[str, Sequence[float]], capabilities: Mapping[str, Collection[str]]) -> str:
     """Markdown: capability, questions, mean x 100 with its interval; the runs of the total and their deviation (of n, as officially)."""
-    lines = ["| capability | questions | score (95 %) |", "| --- | --- | --- |"]
-    for score in scores(grades, capabilities):
-        half = "" if score.half_width is None else f" ± {score.half_width:.1f}"
-        lines.append(f"| {score.metric} | {score.count} | {score.value:.1f}{half} |")
+    told = scores(grades, capabilities)
+    rows: report.Rows = [("capability", "questions", "score (95 %)"), *((one.metric, str(one.count), report.shown(one)) for one in told)]
     runs = columns(grades, capabilities)[TOTAL].runs
-    if len(runs) > 1:
-        lines.append(f"\nruns: {', '.join(f'{run:.1f}' for run in runs)}; sd {statistics.pstdev(runs):.1f}")
-    return "\n".join(lines)
+    spread = f"\n\nruns: {', '.join(f'{run:.1f}' for run in runs)}; sd {statistics.pstdev(runs):.1f}" if len(runs) > 1 else ""
+    return report.markdown(rows) + spread
 
 
 # --- files ----------------------------------------------------------------------------------------------------------------------------
@@ -230,22 +229,17 @@ def table(grades: Mapping[str, Sequence[float]], capabilities: Mapping[str, Coll
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
     """The questions of mm-vet.json in its order. Pictures are not opened."""
     found = []
-    for name, row in _json(folder / "mm-vet.json").items():
-        where = f"{folder / 'mm-vet.json'}: {name}"
-        try:
-            picture, asked, answer, capabilities = row["imagename"], row["question"], row["answer"], row["capability"]
-        except (KeyError, TypeError) as error:
-            raise _bad(f"a field is missing ({error!r})", where) from error
-        if not all(isinstance(one, str) for one in (picture, asked, answer)) or not isinstance(capabilities, list):
-            raise _bad("a field is of another type", where)
-        truth = Truth(answer=answer, capabilities=frozenset(map(str, capabilities)))
+    path = folder / "mm-vet.json"
+    for name, value in read_object(path).items():
+        row = as_row(value, f"{path}: {name}")
+        truth = Truth(answer=row.text("answer"), capabilities=frozenset(map(str, row.list("capability"))))
         number = re.fullmatch(r"v1_(\d+)", name)
         found.append(
             Question(
                 id=name,
                 given=int(number[1]) if number else name,
-                prompt=f"{asked}\n{protocol.suffix}" if protocol.suffix else asked,
-                image=Image(folder / "images" / picture),
+                prompt=protocol.asked(row.text("question")),
+                image=Image(folder / "images" / row.text("imagename")),
                 category="_".join(sorted(truth.capabilities)),
                 truth=truth,
             )
@@ -264,23 +258,15 @@ def cases(folder: Path, answers: Path) -> list[Case]:
         text = given.get(question.id, given.get(str(question.given)))
         if text is None:
             remedy = "answer all questions first (the harness goes on where it stopped)"
-            raise DataError(f"question {question.id} has no answer", code="missing_record", where=str(answers), remedy=remedy)
+            raise bad(f"question {question.id} has no answer", answers, remedy, code="unanswered")
         found.append(Case(id=question.id, question=question.prompt, truth=question.truth, candidate=text))
     return found
-
-
-def read_prompt(path: Path) -> str:
-    """Instructions and examples in the place of ours: a text that ends with the table's last whole row. Raises DataError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(f"it cannot be read ({error})", code="bad_file", where=str(path), remedy="give a text file in UTF-8") from error
 
 
 def submit(answered: Sequence[Answered], folder: Path) -> Path:
     """The official upload: {"v1_0": text}. A question without an answer is an empty text there, as a person can see."""
     rows = {one.question.id: one.text or "" for one in answered}
-    return _write(folder / "mm-vet-answers.json", rows)
+    return json_file(folder / "mm-vet-answers.json", rows, indent=2)
 
 
 def write_grades(path: Path, grades: Mapping[str, Sequence[Grade]]) -> Path:
@@ -289,61 +275,29 @@ def write_grades(path: Path, grades: Mapping[str, Sequence[Grade]]) -> Path:
         name: {"model": [one.model for one in grades[name]], "content": [one.content for one in grades[name]], "score": told}
         for name, told in values(grades).items()
     }
-    return _write(path, rows)
+    return json_file(path, rows, indent=2)
 
 
 def read_grades(path: Path) -> dict[str, list[float]]:
     """Grades by question, a run each. Raises DataError where questions have been graded a different number of times."""
     found: dict[str, list[float]] = {}
-    for name, row in _json(path).items():
-        told = row.get("score") if isinstance(row, dict) else None
-        if not isinstance(told, list) or not told or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in told):
-            raise _bad("no scores", f"{path}: {name}")
+    whole = read_object(path)
+    for name, value in whole.items():
+        row = as_row(value, f"{path}: {name}")
+        told = row.list("score")
+        if not told or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in told):
+            raise row.fail("no scores")
         found[name] = [float(one) for one in told]
     if len({len(told) for told in found.values()}) != 1:
-        raise _bad("no grades, or some questions graded more often than others", str(path))
+        raise whole.fail("no grades, or some questions graded more often than others")
     return found
 
 
 def _answers(path: Path) -> dict[str, str]:
     if path.suffix == ".jsonl":
         return {name: answer.text for name, answer in read_answers(path).items()}
-    found = _json(path)
-    if wrong := next((name for name, text in found.items() if not isinstance(text, str)), None):
-        raise _bad("no text", f"{path}: {wrong}")
-    return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"it cannot be read ({error})", code="bad_file", where=str(path), remedy="give the official file") from error
-    if not isinstance(found, dict):
-        raise _bad("no JSON object", str(path))
-    return found
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> Path:
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-    return path
-
-
-def _bad(what: str, where: str) -> DataError:
-    return DataError(what, code="bad_record", where=where, remedy="give the official file")
-
-
-_SOURCE = "Improved Baselines with Visual Instruction Tuning, and model zoo"
-_JUDGE = "gpt-4-0613"
-
-
-def _published(source: str, numbers: Mapping[str, float]) -> tuple[Published, ...]:
-    return tuple(Published(model=model, metric=TOTAL, value=value, tolerance=1.0, source=source) for model, value in numbers.items())
+    whole = read_object(path)
+    return {name: whole.text(name) for name in whole}
 
 
 MM_VET = Benchmark(
@@ -355,22 +309,10 @@ MM_VET = Benchmark(
     " official grader counts 0 (--upstream does); NaN is no grade",
     questions=questions,
     submit=submit,
-    protocols=(
-        Protocol(
-            name="llava-1.5", template="vicuna_v1", aspect="pad", max_new_tokens=1024, judge=_JUDGE,
-            note="graded by the official server",
-            published=_published(_SOURCE, {
-                "LLaVA-7B": 25.5, "llava-v1.5-7b": 31.1, "llava-v1.5-13b": 36.1, "LLaVA-1.5-13B-HD": 39.4,
-                "llava-v1.5-7b-lora": 30.2, "llava-v1.5-13b-lora": 38.3,
-            }),
-        ),
-        Protocol(
-            name="llava-1.6", aspect="anyres", max_new_tokens=1024, judge=_JUDGE,
-            note="each model in its own prompt format; graded by the official server",
-            published=_published("LLaVA-NeXT blog and model zoo", {
-                "llava-v1.6-vicuna-7b": 43.9, "llava-v1.6-vicuna-13b": 48.4, "llava-v1.6-mistral-7b": 47.3, "llava-v1.6-34b": 57.4,
-            }),
-        ),
+    protocols=with_numbers(
+        "mm-vet",
+        TOTAL,
+        LLAVA_15.but(max_new_tokens=1024, judge="gpt-4-0613", note="graded by the official server"),
+        LLAVA_16.but(max_new_tokens=1024, judge="gpt-4-0613", note="each model in its own prompt format; graded by the official server"),
     ),
-)  # fmt: skip
-BENCHMARKS = (MM_VET,)
+)

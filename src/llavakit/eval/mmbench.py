@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.errors import MissingExtraError
-from llavakit.eval import shares
-from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval import intervals
+from llavakit.eval.benchmark import LETTER, LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.checks import unique
 from llavakit.eval.choices import LETTERS, SHIFT, absent, circular, infer, lettered, rotated, until_absent
-from llavakit.eval.official import bad, there, unique
-from llavakit.eval.published import numbers
-from llavakit.eval.rows import Row, asked, decoded, number, table
+from llavakit.eval.official import Row, bad, decoded, number, read_table, there
+from llavakit.eval.published import with_numbers
 from llavakit.types import Image
 
 LETTER_CN = "请直接回答选项字母。"
@@ -48,10 +48,10 @@ Infer = Callable[[str, Mapping[str, str]], str | None]
 def questions(folder: Path, protocol: Protocol, *, names: Sequence[str] = _EN) -> list[Question]:
     """One question a row, or under ``all-rounds`` as many as it has options. ``folder`` may be the table itself."""
     path = _table(folder, names)
-    columns, rows = table(path)
+    columns, rows = read_table(path)
     lacking = [column for column in ("index", "question", "image", "A") if column not in columns]
     if lacking:
-        raise bad(f"no column {', '.join(lacking)}", f"{path}:1", "give a table of MMBench")
+        raise bad(f"no column {', '.join(lacking)}", f"{path}:1", "give a table of MMBench", code="bad_record")
     pictures = _Pictures(rows)
     found: list[Question] = []
     for row in rows:
@@ -77,7 +77,7 @@ def _rounds(row: Row, cells: Mapping[str, Any], protocol: Protocol, picture: Ima
             Question(
                 id=f"{index}-{turn}" if protocol.name == ALL_ROUNDS else str(index),
                 given=index,
-                prompt=asked(lettered(question, shown), protocol.suffix),
+                prompt=protocol.asked(lettered(question, shown)),
                 image=picture,
                 category=f"{cells.get('l2-category', cells.get('L2-category')) or ''}/{cells.get('category') or ''}",
                 truth=None if answer is None else LETTERS[letter_of.index(answer)],
@@ -111,7 +111,7 @@ def _table(folder: Path, names: Sequence[str]) -> Path:
     tables = sorted(folder.glob("*.tsv"))
     path = there(folder, *names) or (tables[0] if len(tables) == 1 else None)
     if path is None:
-        raise bad(f"no {names[0]}", folder, "put it there, or one table of another name")
+        raise bad(f"no {names[0]}", folder, "put it there, or one table of another name", code="missing_file")
     return path
 
 
@@ -135,9 +135,9 @@ def scores(answered: Sequence[Answered], *, how: Infer = infer) -> list[Score]:
         for name in filter(None, (ability, category)):
             by_name[name].append(right[int(question.given)])
     return [
-        shares.mean("circular", list(right.values()), headline=True),
-        shares.mean("single", [hit for _, hit in firsts]),
-        *(shares.mean(name, hits) for name, hits in by_name.items()),
+        intervals.mean("circular", list(right.values()), headline=True),
+        intervals.mean("single", [hit for _, hit in firsts]),
+        *(intervals.mean(name, hits) for name, hits in by_name.items()),
     ]
 
 
@@ -181,34 +181,11 @@ def _cells(answered: Answered) -> dict[str, Any]:
 
 
 def _protocols(name: str, suffix: str) -> tuple[Protocol, ...]:
-    first = Protocol(
-        name="llava-1.5",
-        template="vicuna_v1",
-        aspect="pad",
-        suffix=suffix,
-        max_new_tokens=1024,
-        note="published by MMBench's server, whose judge reads what rules cannot; the moved rows are in the file",
-        published=numbers(name, "llava-1.5", headline="circular"),
-    )
-    return (
-        first,
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            suffix=suffix,
-            max_new_tokens=1024,
-            note=first.note,
-            published=numbers(name, "llava-1.6", headline="circular"),
-        ),
-        Protocol(
-            name=ALL_ROUNDS,
-            template="vicuna_v1",
-            aspect="pad",
-            suffix=suffix,
-            max_new_tokens=1024,
-            note="the options are moved round by round, as LLaVA's runner does with --all-rounds",
-        ),
-    )
+    note = "published by MMBench's server, whose judge reads what rules cannot; the moved rows are in the file"
+    moved = "the options are moved round by round, as LLaVA's runner does with --all-rounds"
+    asked = {"suffix": suffix, "max_new_tokens": 1024}
+    ways = (LLAVA_15.but(note=note, **asked), LLAVA_16.but(note=note, **asked), LLAVA_15.but(name=ALL_ROUNDS, note=moved, **asked))
+    return with_numbers(name, "circular", *ways)
 
 
 _REFERENCE = (

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question
-from llavakit.eval.official import bad, find, read_text, there
-from llavakit.eval.published import numbers
-from llavakit.eval.rows import Row, asked, entries
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question
+from llavakit.eval.files import replaced
+from llavakit.eval.official import bad, find, read_rows, read_text, there
+from llavakit.eval.published import with_numbers
 from llavakit.eval.yes_no import COGNITION, PERCEPTION, PLEASE, mme_key, mme_scores, mme_verdict
 from llavakit.types import Image
 
@@ -45,7 +45,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
     texts = {name: _texts(home / name) for name in (*PERCEPTION, *COGNITION) if (home / name).is_dir()}
     if not texts:
         remedy = f"give the folder that holds {PERCEPTION[0]}, {PERCEPTION[1]}, ..."
-        raise bad("no subtask of MME", folder, remedy)
+        raise bad("no subtask of MME", folder, remedy, code="missing_file")
     upstream = there(folder, "llava_mme.jsonl")
     asking = _official(home, texts) if upstream is None else _upstream(upstream, texts)
     found: list[Question] = []
@@ -56,7 +56,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
             Question(
                 id=f"{one.picture}-{count[one.picture]}",
                 given=one.picture,
-                prompt=asked(one.question, protocol.suffix),
+                prompt=protocol.asked(one.question),
                 image=Image(home / one.picture),
                 category=one.subtask,
                 truth=one.truth,
@@ -72,7 +72,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
 
 def _upstream(path: Path, texts: Mapping[str, _Texts]) -> Iterator[_Asked]:
     """Upstream's questions with the official answers, found as its converter finds them."""
-    for row in entries(path):
+    for row in read_rows(path):
         picture = row.text("question_id")
         subtask, stem = picture.split("/")[0], picture.split("/")[-1].split(".")[0]
         known = texts.get(subtask, {}).get(stem, {})
@@ -104,20 +104,19 @@ def _texts(folder: Path) -> _Texts:
             if answer.lower() in ("yes", "no"):
                 known[question] = answer.lower()
             elif line.strip():
-                raise Row({}, f"{path}:{number}").fail(f"{line!r} is no question, tab and Yes or No")
+                raise bad(f"{line!r} is no question, tab and Yes or No", f"{path}:{number}", code="bad_record")
     return found
 
 
 def submit(answered: Sequence[Answered], folder: Path) -> Path:
     """What MME's calculation.py reads: a file a subtask, each line the text file's name, question, truth and answer between tabs."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = defaultdict(list)
     for one in answered:
         name = f"{str(one.question.given).split('/')[-1].split('.')[0]}.txt"
         said = " ".join((one.text or "").split())  # tabs part the columns, line breaks the rows
         lines[one.question.category].append("\t".join((name, dict(one.question.row)["question"], one.question.truth.capitalize(), said)))
     for category, written in lines.items():
-        (folder / f"{category}.txt").write_text("".join(f"{line}\n" for line in written), encoding="utf-8")
+        replaced(folder / f"{category}.txt", "".join(f"{line}\n" for line in written))
     return folder
 
 
@@ -128,17 +127,11 @@ MME = Benchmark(
     " LLaVA's llava_mme.jsonl is used if it is there",
     reference="calculation.py of MME's eval_tool, fed as convert_answer_to_mme.py of LLaVA's eval.zip feeds it. Departures: a missing"
     " answer is wrong where there the subtask cannot be read; the two questions of a picture are found by its name, not by their order",
-    protocols=(
-        Protocol(
-            name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=SHORT, published=numbers("mme", "llava-1.5", headline="perception")
-        ),
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            suffix=SHORT,
-            note="the prompt format is the checkpoint's own",
-            published=numbers("mme", "llava-1.6", headline="perception"),
-        ),
+    protocols=with_numbers(
+        "mme",
+        "perception",
+        LLAVA_15.but(suffix=SHORT),
+        LLAVA_16.but(suffix=SHORT, note="the prompt format is the checkpoint's own"),
         Protocol(name="official", aspect="pad", suffix=PLEASE, note="asked as MME's own files do"),
     ),
     questions=questions,

@@ -13,7 +13,6 @@ searched for the answer's text, or for its number to two places.
 from __future__ import annotations
 
 import ast
-import json
 import random
 import re
 from collections import defaultdict
@@ -21,12 +20,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llavakit.eval import shares
-from llavakit.eval.benchmark import LETTER, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval import intervals
+from llavakit.eval.benchmark import LETTER, LLAVA_15, LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.checks import unique
 from llavakit.eval.choices import LETTERS, lettered
-from llavakit.eval.official import bad, picture, there, unique
-from llavakit.eval.published import numbers
-from llavakit.eval.rows import Row, entries
+from llavakit.eval.files import json_file
+from llavakit.eval.official import Row, parquets, picture, read_rows, there
+from llavakit.eval.published import with_numbers
 from llavakit.types import Image
 
 DISCIPLINES: Mapping[str, tuple[str, ...]] = {
@@ -115,10 +115,8 @@ def free_right(said: set[float | str], truths: Sequence[str]) -> bool:
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
     own = there(folder, "validation.jsonl", "validation.json")
-    paths = [own] if own is not None else sorted(folder.rglob("validation-*.parquet"))
-    if not paths:
-        raise bad("no validation-*.parquet", folder, "put MMMU's parquet files there, or validation.jsonl")
-    return unique([_question(row, path, protocol) for path in paths for row in entries(path)], folder)
+    paths = [own] if own is not None else parquets(folder, "validation", instead="validation.jsonl")
+    return unique([_question(row, path, protocol) for path in paths for row in read_rows(path)], folder)
 
 
 def _question(row: Row, path: Path, protocol: Protocol) -> Question:
@@ -172,11 +170,11 @@ def scores(answered: Sequence[Answered], *, guess: random.Random | None = None) 
         hits[one.question.category].append(right(one, guess=guess))
     if not hits:
         return []
-    found = [shares.mean("accuracy", [hit for of in hits.values() for hit in of], headline=True)]
+    found = [intervals.mean("accuracy", [hit for of in hits.values() for hit in of], headline=True)]
     for discipline, subjects in DISCIPLINES.items():
         together = [hit for subject in subjects for hit in hits.get(subject, ())]
-        found += [shares.mean(discipline, together)] if together else []
-    return found + [shares.mean(subject, of) for subject, of in hits.items()]
+        found += [intervals.mean(discipline, together)] if together else []
+    return found + [intervals.mean(subject, of) for subject, of in hits.items()]
 
 
 def verdict(answered: Answered) -> Verdict:
@@ -187,11 +185,8 @@ def verdict(answered: Answered) -> Verdict:
 
 def submit(answered: Sequence[Answered], folder: Path) -> Path:
     """What MMMU's main_eval_only.py reads: {id: letter, or the free reply}."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "submission.json"
     said = {one.question.id: (says(one) or "") if isinstance(one.question.truth, str) else (one.text or "") for one in answered}
-    path.write_text(json.dumps(said, indent=4), encoding="utf-8")
-    return path
+    return json_file(folder / "submission.json", said, indent=4)
 
 
 _NOTE = "only the first picture is shown; choices are followed by the instruction for a letter, the others by that for a word; "
@@ -201,20 +196,11 @@ MMMU = Benchmark(
     needs="the validation parquet files of MMMU/MMMU in any folders, or validation.jsonl with the same fields and paths of pictures",
     reference="eval_utils.py of MMMU-Benchmark/MMMU. Departure: where no letter can be read the answer is wrong, where there one is drawn"
     " (scores(answered, guess=random.Random(42)) draws)",
-    protocols=(
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            note=f"{_NOTE}options as `A. text`, which is how we think it was asked",
-            published=numbers("mmmu", "llava-1.6", headline="accuracy"),
-        ),
-        Protocol(
-            name="llava-1.5",
-            template="vicuna_v1",
-            aspect="pad",
-            note=f"{_NOTE}options as `(A) text`, as MMMU's own script asks",
-            published=numbers("mmmu", "llava-1.5", headline="accuracy"),
-        ),
+    protocols=with_numbers(
+        "mmmu",
+        "accuracy",
+        LLAVA_16.but(note=f"{_NOTE}options as `A. text`, which is how we think it was asked"),
+        LLAVA_15.but(note=f"{_NOTE}options as `(A) text`, as MMMU's own script asks"),
     ),
     questions=questions,
     score=scores,

@@ -1,26 +1,20 @@
 """A run, question by question, as one HTML file: picture, question, answer, truth, verdict; filtered by verdict and category.
 
-The file holds all that it shows and asks for nothing from outside: pictures are small JPEGs inside it, its one script is named by its hash.
-Every text is escaped and cut at LONG characters. Of a large run SHOWN questions are on the page, those that were not right first.
+Every text is escaped and cut (``html_page``). Of a large run SHOWN questions are on the page, those that were not right first.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import io
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llavakit.errors import ImageError
 from llavakit.eval.benchmark import Answered, Score, Verdict
-from llavakit.eval.run_folder import replaced
-from llavakit.types import Image
+from llavakit.eval.files import replaced
+from llavakit.eval.html_page import document, thumbnail
+from llavakit.eval.html_page import text as _text
 
-LONG, SIDE, SHOWN = 2000, 200, 1000  # characters of a text, pixels of a picture, questions on a page
+SHOWN = 1000  # questions on a page
 VERDICTS = ("right", "partly", "wrong", "unanswered", "answered")
 Row = tuple[Answered, Verdict | None]
 SCRIPT = """
@@ -38,20 +32,14 @@ function show() {
 form.addEventListener("change", show);
 show();
 """
-HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{HASH}'"
 STYLE = """
-:root { color-scheme: light dark; --right: #1a7f37; --wrong: #c4232f; --partly: #9a6700; --line: #8886 }
-@media (prefers-color-scheme: dark) { :root { --right: #4cc26a; --wrong: #ff7b72; --partly: #d9a53a } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em } table { border-collapse: collapse }
+h2 { font-size: 1.15em } table { border-collapse: collapse }
 td, th { text-align: left; padding: .2em 1em .2em 0; border-bottom: 1px solid var(--line) } td.n, th.n { text-align: right }
 form { display: flex; flex-wrap: wrap; gap: 1em; align-items: center; position: sticky; top: 0; padding: .6em 0;
 background: Canvas; border-bottom: 1px solid var(--line) } fieldset { border: 0; margin: 0; padding: 0 }
 legend { float: left; margin-right: .6em }
 label { margin-right: .8em } :focus-visible { outline: 2px solid Highlight; outline-offset: 2px }
-article { display: flex; gap: 1em; border: 1px solid var(--line); border-left: 5px solid var(--line); border-radius: 6px; padding: .8em;
-margin: .8em 0 } article[hidden] { display: none } article img { align-self: flex-start; border-radius: 4px; max-width: 40% }
+article { display: flex } article[hidden] { display: none } article img { max-width: 40% }
 [data-verdict=right] { border-left-color: var(--right) } [data-verdict=wrong], [data-verdict=unanswered] { border-left-color: var(--wrong) }
 [data-verdict=partly] { border-left-color: var(--partly) } h3 { font-size: .9em; margin: 0; opacity: .75; font-weight: 500 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15em .8em; margin: .3em 0 0 } dt { opacity: .75 }
@@ -71,17 +59,9 @@ def page(rows: Sequence[Row], *, title: str, facts: Sequence[str] = (), scores: 
     told = [*facts] + (
         [f"{len(shown):,} of {len(rows):,} questions are shown, those that were not right first"] if len(shown) < len(rows) else []
     )
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{_text(title)}</title><style>{STYLE}</style>'
-    )
     body = [f"<h1>{_text(title)}</h1>", *(f"<p>{_text(line)}</p>" for line in told), _scores(scores), _form(shown, kinds), "<main>"]
     body += [_card(answered, verdict, kinds) for answered, verdict in shown]
-    return (
-        f'<!doctype html><html lang="en"><head>{head}</head><body>\n'
-        + "\n".join(body)
-        + f"\n</main><script>{SCRIPT}</script></body></html>\n"
-    )
+    return document(title, [*body, "</main>"], style=STYLE, script=SCRIPT)
 
 
 def said(answered: Answered, verdict: Verdict | None) -> str:
@@ -138,30 +118,5 @@ def _card(answered: Answered, verdict: Verdict | None, kinds: Sequence[str]) -> 
     ]
     listed = "".join(f"<dt>{key}</dt><dd>{_text(value)}</dd>" for key, value in lines)
     head = _text(question.id, 200) + (f" · {_text(question.category, 80)}" if question.category else "")
-    picture = "" if question.image is None else _thumbnail(question.image, question.id)
+    picture = "" if question.image is None else thumbnail(question.image, f"picture of question {question.id}")
     return f'<article data-verdict="{name}" data-category="{number}">{picture}<div><h3>{head}</h3><dl>{listed}</dl></div></article>'
-
-
-def _thumbnail(image: Image, name: str) -> str:
-    """The picture, small, inside the page."""
-    from llavakit.images import open_image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an animation shows its first frame
-            picture = open_image(image, least=(SIDE, SIDE))
-    except (ImageError, OSError, ValueError):
-        return "<p>no picture</p>"
-    picture.thumbnail((SIDE, SIDE))
-    written = io.BytesIO()
-    picture.save(written, "JPEG", quality=75)
-    data = base64.b64encode(written.getvalue()).decode()
-    size = f'width="{picture.width}" height="{picture.height}"'
-    return f'<img alt="picture of question {_text(name, 200)}" {size} src="data:image/jpeg;base64,{data}">'
-
-
-def _text(value: object, most: int = LONG) -> str:
-    """Anything as harmless text: cut, without control characters, escaped."""
-    words = str(value)
-    words = words if len(words) <= most else f"{words[: most - 1]}…"
-    return html.escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in words))

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llavakit.eval.benchmark import SHORT, Benchmark, Protocol, Question
-from llavakit.eval.official import find, pictures, there, unique
-from llavakit.eval.published import numbers
-from llavakit.eval.rows import Row, asked, entries
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, SHORT, Benchmark, Protocol, Question
+from llavakit.eval.checks import unique
+from llavakit.eval.official import Row, find, pictures, read_rows, there
+from llavakit.eval.published import with_numbers
 from llavakit.eval.yes_no import SPLITS, pope_scores, pope_verdict
 from llavakit.types import Image
 
@@ -31,7 +31,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
     if upstream is None:
         pairs = [(row, split, row) for split, rows in official.items() for row in rows]
     else:
-        rows = [(row, row.one_of("category", *SPLITS)) for row in entries(upstream)]
+        rows = [(row, row.one_of("category", *SPLITS)) for row in read_rows(upstream)]
         align = _in_order if protocol.name == BY_ORDER else _by_id
         pairs = [
             pair
@@ -46,7 +46,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
             Question(
                 id=f"{split}-{given % _OFFSET}",
                 given=given,
-                prompt=asked(_bare(row), protocol.suffix),
+                prompt=protocol.asked(_bare(row)),
                 image=Image(place / row.text("image")),
                 category=split,
                 truth=labelled.one_of("label", "yes", "no"),
@@ -57,7 +57,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
 
 def _labels(folder: Path, split: str) -> list[Row]:
     name = f"coco_pope_{split}.json"
-    return list(entries(find(folder, name, f"coco/{name}", f"output/coco/{name}"), lines=True))
+    return list(read_rows(find(folder, name, f"coco/{name}", f"output/coco/{name}"), lines=True))
 
 
 _Aligned = tuple[Row, str, Row]  # as asked, split, with its label
@@ -95,6 +95,12 @@ def _bare(row: Row) -> str:
     return row.text("text").removesuffix(f"\n{SHORT}")
 
 
+_ASKED = with_numbers(
+    "pope",
+    "f1",
+    LLAVA_15.but(suffix=SHORT, note="papers quote the mean F1 of the three splits"),
+    LLAVA_16.but(suffix=SHORT, note="the prompt format is the checkpoint's own"),
+)
 POPE = Benchmark(
     name="pope",
     title="POPE: things that are, or are not, in pictures of COCO",
@@ -102,31 +108,7 @@ POPE = Benchmark(
     " LLaVA's llava_pope_test.jsonl is used if it is there",
     reference="llava/eval/eval_pope.py of haotian-liu/LLaVA, which is POPE's evaluate.py split by split. Departures: labels are found by"
     " id, picture and wording, not by order; a missing answer is wrong where there it moves all later ones up; 0 / 0 is 0",
-    protocols=(
-        Protocol(
-            name="llava-1.5",
-            template="vicuna_v1",
-            aspect="pad",
-            suffix=SHORT,
-            note="papers quote the mean F1 of the three splits",
-            published=numbers("pope", "llava-1.5", headline="f1"),
-        ),
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            suffix=SHORT,
-            note="the prompt format is the checkpoint's own",
-            published=numbers("pope", "llava-1.6", headline="f1"),
-        ),
-        Protocol(
-            name=BY_ORDER,
-            template="vicuna_v1",
-            aspect="pad",
-            suffix=SHORT,
-            note="labels by their order in each split, as upstream's scorer finds them",
-            published=numbers("pope", "llava-1.5", headline="f1"),
-        ),
-    ),
+    protocols=(*_ASKED, _ASKED[0].but(name=BY_ORDER, note="labels by their order in each split, as upstream's scorer finds them")),
     questions=questions,
     score=pope_scores,
     verdict=pope_verdict,

@@ -16,7 +16,7 @@ from functools import cache
 from importlib import resources
 
 from llavakit.errors import ConfigError
-from llavakit.eval.benchmark import Published
+from llavakit.eval.benchmark import Protocol, Published
 
 WORDS = ("model", "protocol", "source", "note")
 HEADLINE = ""  # the metric of a column that names none
@@ -112,6 +112,11 @@ def numbers(benchmark: str, protocol: str, *, headline: str) -> tuple[Published,
         if column.benchmark == benchmark and protocol == (column.protocol or row.protocol) and column.name in row.cells
     )
     return tuple(dict.fromkeys(found))
+
+
+def with_numbers(benchmark: str, headline: str, *protocols: Protocol) -> tuple[Protocol, ...]:
+    """These protocols of a benchmark with what was printed under each."""
+    return tuple(one.but(published=numbers(benchmark, one.name, headline=headline)) for one in protocols)
 
 
 def tolerance(benchmark: str, metric: str = HEADLINE) -> float:

@@ -20,9 +20,11 @@ from typing import Any
 
 from llavakit.errors import DataError
 from llavakit.eval.benchmark import Benchmark, Protocol, Published, Score
+from llavakit.eval.files import json_file
 from llavakit.eval.published import Column, Table
+from llavakit.eval.run_folder import RUN
 
-RUN, SCORES = "run.json", "scores.json"
+SCORES = "scores.json"
 ASKED = ("template", "aspect", "suffix", "hints", "max_new_tokens", "temperature", "judge")  # what a Protocol and a run's facts both say
 OTHERS = ("template", "aspect", "judge")  # those that are not ours to choose: the checkpoint's, and whoever judged
 NONE = "–"
@@ -60,10 +62,8 @@ class Line:
 
 def write_scores(folder: Path, scores: Sequence[Score], **facts: Any) -> Path:
     """scores.json beside run.json: the scores, and what was decided while scoring (``judge``)."""
-    path = folder / SCORES
     rows = [asdict(score) for score in scores]
-    path.write_text(json.dumps({**facts, "scores": rows} if facts else rows, indent=1) + "\n", "utf-8")
-    return path
+    return json_file(folder / SCORES, {**facts, "scores": rows} if facts else rows, indent=1)
 
 
 def read_result(folder: Path) -> Result:
@@ -231,7 +231,7 @@ def heading(run: Result, protocol: Protocol | None) -> str:
     return f"{run.benchmark}, protocol {run.protocol}{strange}: {', '.join([run.model, *used, f'{counted:,} questions'])}{note}"
 
 
-def markdown(rows: Rows) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table of strings as Markdown."""
     header, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))

@@ -10,17 +10,18 @@ A question without a usable review has no line: it is told beside the numbers, n
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llavakit.data.reading import Records
 from llavakit.errors import DataError
 from llavakit.eval.benchmark import Score
-from llavakit.eval.judge import UNPARSABLE, WILD, Job, Verdict
+from llavakit.eval.files import json_lines
+from llavakit.eval.judge import UNPARSABLE, WILD, Job, Judged
+from llavakit.eval.official import as_row
+from llavakit.eval.report import Rows, markdown, shown
 from llavakit.eval.resample import Pair, Spread, bootstrap, ratio_of_means, spread
 
 ALL = "all"
@@ -92,22 +93,21 @@ def across(runs: Sequence[Mapping[str, Relative]]) -> dict[str, Spread]:
 
 def table(pairs: Mapping[str, Sequence[Pair]], *, seed: int = 0) -> str:
     """Markdown: category, questions, relative score with its interval, mean scores of reference and candidate times ten."""
-    lines = ["| category | questions | relative (95 %) | reference | candidate |", "| --- | --- | --- | --- | --- |"]
+    rows: Rows = [("category", "questions", "relative (95 %)", "reference", "candidate")]
     told = relative_scores(pairs)
     for score in scores(pairs, seed=seed):
-        half = "" if score.half_width is None else f" ± {score.half_width:.1f}"
-        shown = told[score.metric].printed
-        lines.append(f"| {score.metric} | {score.count} | {shown[0]}{half} | {shown[1]} | {shown[2]} |")
-    return "\n".join(lines)
+        relative, reference, candidate = told[score.metric].printed
+        rows.append((score.metric, str(score.count), shown(replace(score, value=relative)), str(reference), str(candidate)))
+    return markdown(rows)
 
 
 def spreads(runs: Sequence[Mapping[str, Relative]]) -> str:
     """Markdown: mean ± standard deviation of several runs, and each of them."""
-    lines = [f"| category | mean ± sd of {len(runs)} | runs |", "| --- | --- | --- |"]
+    rows: Rows = [("category", f"mean ± sd of {len(runs)}", "runs")]
     for name, found in across(runs).items():
         sd = "" if found.sd is None else f" ± {found.sd:.1f}"
-        lines.append(f"| {name} | {found.mean:.1f}{sd} | {', '.join(f'{value:.1f}' for value in found.values)} |")
-    return "\n".join(lines)
+        rows.append((name, f"{found.mean:.1f}{sd}", ", ".join(f"{value:.1f}" for value in found.values)))
+    return markdown(rows)
 
 
 def read_reviews(path: Path, *, ignore: Collection[str | int] = ()) -> list[Review]:
@@ -115,10 +115,8 @@ def read_reviews(path: Path, *, ignore: Collection[str | int] = ()) -> list[Revi
     records = Records(path)
     left_out = {str(one) for one in ignore}
     found = []
-    for number, row in records:
-        where = f"{path}:{records.place(number)}"
-        if not isinstance(row, dict):
-            raise _bad("no JSON object", where)
+    for number, value in records:
+        row = as_row(value, f"{path}:{records.place(number)}")
         if str(row.get("question_id", "")) in left_out:
             continue
         pair = row.get("tuple", row.get("score"))
@@ -127,7 +125,7 @@ def read_reviews(path: Path, *, ignore: Collection[str | int] = ()) -> list[Revi
             or len(pair) != 2
             or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in pair)
         ):
-            raise _bad("no pair of scores under 'tuple'", where)
+            raise row.fail("no pair of scores under 'tuple'", "give a review file: JSON lines with 'category', 'content' and 'tuple'")
         judge = row.get("judge")
         found.append(
             Review(
@@ -148,22 +146,17 @@ def unparsable(reviews: Iterable[Review]) -> int:
     return sum(review.scores == UNPARSABLE for review in reviews)
 
 
-def write_reviews(path: Path, job: Job, verdicts: Sequence[Verdict], *, judge: str) -> list[Review]:
-    """The verdicts that have scores, in order, as a whole or not at all; returns them."""
-    rows = [_line(number, job, one, judge) for number, one in enumerate(verdicts, 1) if one.scores is not None]
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+def write_reviews(path: Path, job: Job, judged: Sequence[Judged], *, judge: str) -> list[Review]:
+    """Those that have scores, in order, as a whole or not at all; returns them."""
+    rows = [_line(number, job, one, judge) for number, one in enumerate(judged, 1) if one.scores is not None]
+    json_lines(path, rows)
     return [
         Review(given=row["question_id"], scores=row["tuple"], category=row["category"], content=row["content"], judge=row["judge"])
         for row in rows
     ]
 
 
-def _line(number: int, job: Job, one: Verdict, judge: str) -> dict[str, Any]:
+def _line(number: int, job: Job, one: Judged, judge: str) -> dict[str, Any]:
     case, first = one.case, one.readings[0]
     row: dict[str, Any] = {
         "id": number,
@@ -185,7 +178,3 @@ def _line(number: int, job: Job, one: Verdict, judge: str) -> dict[str, Any]:
     if len(one.readings) > 1:
         row["orders"] = [{"content": reading.text, "tuple": reading.scores, "model": reading.model} for reading in one.readings]
     return row
-
-
-def _bad(what: str, where: str) -> DataError:
-    return DataError(what, code="bad_record", where=where, remedy="give a review file: JSON lines with 'category', 'content' and 'tuple'")

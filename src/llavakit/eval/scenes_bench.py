@@ -131,7 +131,7 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
         Question(
             id=str(item.id),
             given=item.id,
-            prompt=f"{item.question}\n{protocol.suffix}" if protocol.suffix else item.question,
+            prompt=protocol.asked(item.question),
             image=pictures[item.scene.seed],
             category=item.category,
             truth=item,
@@ -144,7 +144,7 @@ def cases(known: Sequence[Item], answers: Mapping[str, Answer]) -> list[Case]:
     """What the judge is asked of these answers. Raises DataError where one is missing."""
     if absent := [item.id for item in known if str(item.id) not in answers]:
         what = f"{len(absent)} of {len(known)} questions have no answer, the first is {absent[0]}"
-        raise DataError(what, code="missing_record", where="scenes-bench", remedy="answer all questions first: llava eval scenes-bench")
+        raise DataError(what, code="unanswered", where="scenes-bench", remedy="answer all questions first: llava eval scenes-bench")
     pictures = _pictures(known)
     return [
         Case(

@@ -16,14 +16,15 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from llavakit.data.scienceqa import BARE, LETTERS, Problem, turns
 from llavakit.errors import DataError
 from llavakit.eval import scienceqa_files as files
-from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Published, Question, Score, Verdict
-from llavakit.eval.shares import mean
+from llavakit.eval.benchmark import LETTER, LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.intervals import mean
+from llavakit.eval.published import numbers
 from llavakit.types import Image
 
 FAILED = "FAILED"
@@ -158,56 +159,35 @@ def _question(problem: Problem, asked: str, pictures: Path, protocol: Protocol) 
     return Question(
         id=problem.id,
         given=problem.id,
-        prompt=f"{asked}\n{protocol.suffix}" if protocol.suffix else asked,
+        prompt=protocol.asked(asked),
         image=Image(pictures / problem.id / problem.image) if problem.image else None,
         category=problem.subject,
         truth=gold(problem),
     )
 
 
-def _printed(source: str, *numbers: tuple[str, float]) -> tuple[Published, ...]:
-    return tuple(Published(model=model, metric="IMG", value=value, source=source) for model, value in numbers)
-
-
-_ZOO = "docs/MODEL_ZOO.md of haotian-liu/LLaVA"
 _FINE_TUNED = Protocol(
     name="v1", template="llava_v1", aspect="square", max_new_tokens=1024,
     note="For a model that was fine-tuned on ScienceQA: it reasons first. Its prediction file scores 91.09, the paper says 90.92.",
-    published=(
-        Published(model="LLaVA-13B on Vicuna v1.3", metric=AVERAGE, value=91.09, source="its published prediction file"),
-    ),
 )  # fmt: skip
-_TWICE = replace(
-    _FINE_TUNED, name="v0", template="llava_v0", temperature=0.7, passes=2,
+_TWICE = _FINE_TUNED.but(
+    name="v0", template="llava_v0", temperature=0.7, passes=2,
     note="Two passes: the reasoning until ###, then the letter; both drawn at temperature 0.7, as published.",
-    published=(
-        Published(model="LLaVA-13B v0", metric=AVERAGE, value=90.90, source="its published prediction file"),
-        Published(model="LLaVA-13B", metric=AVERAGE, value=90.92, source="arXiv 2304.08485"),
-    ),
 )  # fmt: skip
-_ZERO_SHOT = Protocol(
-    name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=LETTER, max_new_tokens=1024,
-    note="Not fine-tuned on ScienceQA: the letter alone is asked for.",
-    published=(
-        *_printed("arXiv 2310.03744", ("1.5-7B", 66.8), ("1.5-13B", 71.6)),
-        *_printed(_ZOO, ("1.5-7B LoRA", 68.4), ("1.5-13B LoRA", 71.2)),
-    ),
-)  # fmt: skip
-PROTOCOLS = (
+_ZERO_SHOT = LLAVA_15.but(suffix=LETTER, max_new_tokens=1024, note="Not fine-tuned on ScienceQA: the letter alone is asked for.")
+_WAYS = (
     _ZERO_SHOT,
-    replace(
-        _ZERO_SHOT, name="llava-1.6", template=None, aspect="anyres",
-        published=_printed(_ZOO, ("1.6-vicuna-7B", 70.1), ("1.6-vicuna-13B", 73.6), ("1.6-mistral-7B", 72.8), ("1.6-34B", 81.8)),
-    ),
-    replace(_ZERO_SHOT, name="converted", published=(), note="As llava-1.5, in the lines that the original's converter writes (CQM-A)."),
+    LLAVA_16.but(suffix=LETTER, max_new_tokens=1024, note=_ZERO_SHOT.note),
+    _ZERO_SHOT.but(name="converted", note="As llava-1.5, in the lines that the original's converter writes (CQM-A)."),
     _FINE_TUNED,
     _TWICE,
-    replace(_TWICE, name="v0-greedy", temperature=0.0, published=(), note="As v0, but greedy: the same each time."),
-    replace(
-        _FINE_TUNED, name="answer-first", note="For a model that was fine-tuned on QCM-ALE: the answer, then the reasons.",
-        published=(Published(model="LLaVA-13B, answer first", metric=AVERAGE, value=89.77, source="arXiv 2304.08485"),),
-    ),
+    _TWICE.but(name="v0-greedy", temperature=0.0, note="As v0, but greedy: the same each time."),
+    _FINE_TUNED.but(name="answer-first", note="For a model that was fine-tuned on QCM-ALE: the answer, then the reasons."),
 )  # fmt: skip
+PROTOCOLS = tuple(
+    way.but(published=(*numbers("scienceqa", way.name, headline=AVERAGE), *numbers("scienceqa-img", way.name, headline="IMG")))
+    for way in _WAYS
+)
 _NEEDS = (
     "problems.json and pid_splits.json of ScienceQA, pictures as images/test/ID/image.png (or test/ID/image.png); "
     "llava_test_CQM-A.json, llava_test_QCM-LEA.json and the like are used where they are there"

@@ -14,6 +14,8 @@ from typing import Any
 
 from llavakit.data.scienceqa import Problem, read_problem
 from llavakit.errors import DataError
+from llavakit.eval.files import json_file
+from llavakit.eval.official import read_object, read_text
 from llavakit.types import IMAGE_MARKER
 
 SPLIT = "test"
@@ -83,10 +85,7 @@ def write_result(folder: Path, outputs: Mapping[str, str], results: Mapping[str,
         "results": results,
         "outputs": outputs,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RESULT
-    path.write_text(json.dumps(result, indent=2), encoding="utf-8")
-    return path
+    return json_file(folder / RESULT, result, indent=2)
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -123,14 +122,6 @@ def read_predictions(path: Path) -> Predictions:
     return Predictions(texts=texts, parsed=parsed, problems=problems if isinstance(problems, dict) else {}, correct=correct, count=count)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises DataError."""
-    value = _read(path)
-    if not isinstance(value, dict):
-        raise DataError("no JSON object", code="bad_file", where=str(path), remedy="take the file anew")
-    return value
-
-
 def _first(one: Any, keys: Sequence[str]) -> Any:
     """The value under the first key that is there."""
     return next((one[key] for key in keys if key in one), None) if isinstance(one, dict) else None
@@ -138,11 +129,7 @@ def _first(one: Any, keys: Sequence[str]) -> Any:
 
 def _read(path: Path) -> Any:
     """JSON, or lines of JSON as a list."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror or "cannot be read"
-        raise DataError(what, code="bad_file", where=str(path), remedy="check the path and take the file anew") from error
+    text = read_text(path)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

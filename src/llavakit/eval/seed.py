@@ -10,18 +10,17 @@ Ids are text in the one file and numbers in the other: as in LLaVA's scorer they
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from llavakit.eval import shares
-from llavakit.eval.benchmark import LETTER, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval import intervals
+from llavakit.eval.benchmark import LETTER, LLAVA_15, LLAVA_16, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.checks import unique
 from llavakit.eval.choices import lettered
-from llavakit.eval.official import bad, there, unique
-from llavakit.eval.published import numbers
-from llavakit.eval.rows import Row, asked, entries, number, whole_object
+from llavakit.eval.files import json_lines
+from llavakit.eval.official import Row, find, number, read_object, read_rows, there
+from llavakit.eval.published import with_numbers
 from llavakit.types import Image
 
 _FRAMES = {10: "task10/ssv2_8_frame", 11: "task11/kitchen_8_frame", 12: "task12/breakfast_8_frame"}
@@ -30,22 +29,23 @@ _MIDDLE = "4.png"  # of the eight frames 0.png ... 7.png
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
     """In the order of the official file; wording and pictures as in upstream's file where it has the question."""
-    official, upstream = there(folder, "SEED-Bench.json"), there(folder, "llava-seed-bench.jsonl")
-    told = {} if upstream is None else {number(row.id("question_id")): row for row in entries(upstream)}
+    upstream = there(folder, "llava-seed-bench.jsonl")
+    remedy = "put it there, or at least llava-seed-bench.jsonl"
+    official = find(folder, "SEED-Bench.json", remedy=remedy) if upstream is None else there(folder, "SEED-Bench.json")
+    told = {} if upstream is None else {number(row.id("question_id")): row for row in read_rows(upstream)}
     if official is not None:
         return unique(_official(official, folder, protocol, told), official)
-    if upstream is None:
-        raise bad("no SEED-Bench.json", folder, "put it there, or at least llava-seed-bench.jsonl")
     return [_upstream(given, row, folder, protocol) for given, row in told.items()]
 
 
 def _official(path: Path, folder: Path, protocol: Protocol, told: Mapping[int | str, Row]) -> list[Question]:
-    types = whole_object(path).get("question_type")
+    whole = read_object(path)
+    types = whole.get("question_type")
     if not isinstance(types, dict):
-        raise bad("question_type is no object", path, "take the official file anew")
+        raise whole.fail("question_type is no object")
     names = {kind: name for name, kind in types.items()}
     found = []
-    for row in entries(path, "questions"):
+    for row in read_rows(path, "questions"):
         kind, data = row.whole("question_type_id"), row.one_of("data_type", "image", "video")
         if kind not in names:
             raise row.fail(f"no name for question type {kind}")
@@ -60,7 +60,7 @@ def _official(path: Path, folder: Path, protocol: Protocol, told: Mapping[int | 
             Question(
                 id=str(given),
                 given=given,
-                prompt=asked(question, protocol.suffix),
+                prompt=protocol.asked(question),
                 image=Image(picture),
                 category=f"{data}/{names[kind]}",
                 truth=row.one_of("answer", *"ABCD"),
@@ -74,7 +74,7 @@ def _upstream(given: int | str, row: Row, folder: Path, protocol: Protocol) -> Q
     return Question(
         id=str(given),
         given=given,
-        prompt=asked(_bare(row), protocol.suffix),
+        prompt=protocol.asked(_bare(row)),
         image=Image(folder / row.text("image")),
         category=f"{'video' if 'video' in row.text('image') else 'image'}/{row.get('category', '')}",
         row=(("question_id", str(given)),),
@@ -103,7 +103,9 @@ def scores(answered: Sequence[Answered]) -> list[Score]:
             for metric in ("all", data, name):
                 hits[metric].append(one.text == one.question.truth)
     names = [name for name in ("all", "image", "video") if name in hits]
-    return [shares.mean(name, hits.pop(name), headline=name == "all") for name in names] + [shares.mean(*item) for item in hits.items()]
+    return [intervals.mean(name, hits.pop(name), headline=name == "all") for name in names] + [
+        intervals.mean(*item) for item in hits.items()
+    ]
 
 
 def verdict(answered: Answered) -> Verdict:
@@ -113,11 +115,8 @@ def verdict(answered: Answered) -> Verdict:
 
 def submit(answered: Sequence[Answered], folder: Path) -> Path:
     """One line a question, with the official id as the official file spells it; empty where there is no answer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "submission.jsonl"
-    lines: list[dict[str, Any]] = [{**dict(one.question.row), "prediction": one.text or ""} for one in answered]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
+    rows = ({**dict(one.question.row), "prediction": one.text or ""} for one in answered)
+    return json_lines(folder / "submission.jsonl", rows)
 
 
 SEED = Benchmark(
@@ -126,22 +125,11 @@ SEED = Benchmark(
     needs="SEED-Bench.json, SEED-Bench-image/, SEED-Bench-video-image/; LLaVA's llava-seed-bench.jsonl is used if it is there",
     reference="convert_seed_for_submission.py of haotian-liu/LLaVA. Departure: the upload holds an empty prediction where there is no"
     " answer, where that script stops",
-    protocols=(
-        Protocol(
-            name="llava-1.5",
-            template="vicuna_v1",
-            aspect="pad",
-            suffix=LETTER,
-            note="videos by their middle frame",
-            published=numbers("seed", "llava-1.5", headline="all"),
-        ),
-        Protocol(
-            name="llava-1.6",
-            aspect="anyres",
-            suffix=LETTER,
-            note="the prompt format is the checkpoint's own; published for pictures only",
-            published=numbers("seed", "llava-1.6", headline="all"),
-        ),
+    protocols=with_numbers(
+        "seed",
+        "all",
+        LLAVA_15.but(suffix=LETTER, note="videos by their middle frame"),
+        LLAVA_16.but(suffix=LETTER, note="the prompt format is the checkpoint's own; published for pictures only"),
     ),
     questions=questions,
     score=scores,

@@ -57,23 +57,23 @@ class Counts:
 
     @property
     def accuracy(self) -> float:
-        return _percent(*self.parts["accuracy"])
+        return intervals.percent(*self.parts["accuracy"])
 
     @property
     def precision(self) -> float:
-        return _percent(*self.parts["precision"])
+        return intervals.percent(*self.parts["precision"])
 
     @property
     def recall(self) -> float:
-        return _percent(*self.parts["recall"])
+        return intervals.percent(*self.parts["recall"])
 
     @property
     def yes_ratio(self) -> float:
-        return _percent(*self.parts["yes ratio"])
+        return intervals.percent(*self.parts["yes ratio"])
 
     @property
     def f1(self) -> float:
-        return _percent(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+        return intervals.percent(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     @property
     def f1_half_width(self) -> float | None:
@@ -205,10 +205,6 @@ def mme_scores(answered: Sequence[Answered]) -> list[Score]:
 def mme_verdict(answered: Answered) -> Verdict:
     said = "" if answered.text is None else mme_says(answered.text)
     return Verdict(parsed=said, points=float(said == answered.question.truth), expected=answered.question.truth)
-
-
-def _percent(right: int, total: int) -> float:
-    return 100 * right / total if total else 0.0
 
 
 def _by_category(answered: Sequence[Answered]) -> dict[str, list[Answered]]:
