@@ -214,6 +214,10 @@ def test_the_engine_has_an_environment_of_its_own(llava: Callable[..., int], cap
     for words, said in (((), "uv venv"), (("--python", sys.prefix), "our own"), (("--python", tmp_path), "no interpreter")):
         assert llava("launch", "--gpu", "L4", *words) == 2
         assert said in capsys.readouterr().err
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    assert llava("launch", "--gpu", "L4", "--python", tmp_path) == 2
+    assert "vllm cannot be started" in capsys.readouterr().err
     assert llava("launch", "--gpu", "L4", "--engine", "tgi", "--print") == 2
     assert llava("launch", "tiny-hd", "--gpu", "L4", "--print") == 2
     assert "llava serve" in capsys.readouterr().err

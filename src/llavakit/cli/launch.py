@@ -71,9 +71,12 @@ def launch(
 
 def engine_command(
     engine: str, model: str | None, how: Engine, *, host: str = "127.0.0.1", port: int = 8000, key: str = "LLAVA_API_KEY",
-    revision: str | None = None,
+    revision: str | None = None, packed: str | None = None,
 ) -> None:  # fmt: skip
-    """Print the line, or run it until it ends. Raises LlavaError for what the engine cannot serve; Exit with the engine's failure."""
+    """Print the line, or run it until it ends. ``packed``: what ``--quantize`` said, which no engine reads.
+
+    Raises LlavaError for what the engine cannot serve; Exit with the engine's failure.
+    """
     from typing import get_args
 
     from llavakit.checkpoint import places
@@ -91,7 +94,8 @@ def engine_command(
     made_line = room.launch(
         engine,  # type: ignore[arg-type]  # looked up above
         room.facts(folder), _card(how.gpu), devices=how.devices, pictures=how.images, context=how.context, name=how.name, host=host,
-        port=port, key=key if os.environ.get(key) else None, domains=how.media_domain or (), python=python,
+        port=port, key=key if os.environ.get(key) else None, domains=how.media_domain or (), packed=packed,
+        python=python,
     )  # fmt: skip
     made_line.template_file.write_text(made_line.template, "utf-8")
     for note in (f"wrote {made_line.template_file}: the prompt format", *made_line.notes):
@@ -112,7 +116,11 @@ def run(made: Launch, folder: Path, *, check: bool, wait: float) -> None:
     inherited = {name: value for name, value in os.environ.items() if name not in OUTSIDE}
     given = dict(made.environment) | ({"VLLM_API_KEY": secret} if secret and made.engine == "vllm" else {})
     words = [*made.words, *(["--api-key", secret] if secret and made.engine == "sglang" else [])]
-    process = subprocess.Popen(words, env=inherited | given)
+    try:
+        process = subprocess.Popen(words, env=inherited | given)
+    except OSError as error:
+        what, remedy = f"{made.engine} cannot be started ({error.strerror})", f"install it there: uv pip install --python ENV {made.engine}"
+        raise ConfigError(what, code="no_environment", where=words[0], remedy=remedy) from error
     try:
         endpoint = Endpoint(made.address, key=secret)
         endpoint.wait(wait, alive=lambda: process.poll() is None)
