@@ -289,7 +289,8 @@ def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out:
 
 def _keep(answers: Path, scores: Sequence[Score], judge: str) -> None:
     """Beside answers of ``llava eval``, so that ``llava eval report`` can tell them; of several runs of the judge, the first."""
-    from llavakit.eval.report import RUN, write_scores
+    from llavakit.eval.report import write_scores
+    from llavakit.eval.run_folder import RUN
 
     if (answers.parent / RUN).is_file():
         print(write_scores(answers.parent, scores, judge=judge), file=sys.stderr)
