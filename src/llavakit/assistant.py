@@ -133,6 +133,10 @@ class Assistant:
     def _stop(self, sampling: Sampling) -> tuple[str, ...]:
         return (*self.processor.template.stop, *sampling.stop)
 
+    def writer(self, sampling: Sampling) -> TextStream:
+        """Of one reply."""
+        return self._writer(self._stop(sampling), ())
+
     def _writer(self, stop: Sequence[str], said: Sequence[int]) -> TextStream:
         return TextStream(self.processor.decode, held=self._held, stop=stop, said=said)
 
@@ -216,8 +220,8 @@ class Session:
         if sampling.num_beams > 1:
             yield from self._assistant._pieces(self._assistant._batch([inputs]), sampling, None)
             return
-        keys = _keys(inputs, self._assistant.processor.image_token_id)
-        self._past.keep(_common(self._keys, keys))
+        keys = position_keys(inputs, self._assistant.processor.image_token_id)
+        self._past.keep(common_prefix(self._keys, keys))
         batch = self._rest(inputs, keys, self._past.length)
         taken: list[int] = []
         try:
@@ -251,21 +255,27 @@ def _said(inputs: Inputs) -> list[int]:
     return inputs.input_ids[inputs.labels != IGNORED].tolist()  # type: ignore[no-any-return]
 
 
-def _keys(inputs: Inputs, image_token_id: int) -> list[int | bytes]:
+def position_keys(inputs: Inputs, image_token_id: int) -> list[int | bytes]:
     """What stands at each position: a token id, or a digest of the picture whose token it is."""
     pictures = inputs.views.split([grid.views for grid in inputs.grids]) if inputs.grids else ()
     marks: list[bytes] = []
     for grid, views in zip(inputs.grids, pictures, strict=True):
-        marks += [blake2b(views.contiguous().numpy().data, digest_size=16).digest()] * grid.tokens
+        mark = blake2b(repr(grid).encode(), digest_size=16)  # pictures of one colour have the same pixels in several shapes
+        mark.update(views.contiguous().numpy().data)
+        marks += [mark.digest()] * grid.tokens
     remaining = iter(marks)
     return [next(remaining) if number == image_token_id else number for number in inputs.input_ids.tolist()]
 
 
-def _common(old: Sequence[int | bytes], new: Sequence[int | bytes]) -> int:
+def common_prefix(old: Sequence[int | bytes], new: Sequence[int | bytes]) -> int:
     """How many first positions agree: whole pictures only, and at least one short of ``new``, whose last must be read to go on."""
-    pairs = enumerate(zip(old, new, strict=False))
-    same = next((at for at, (before, now) in pairs if before != now), min(len(old), len(new)))
-    same = min(same, len(new) - 1)
+    same, stop = 0, min(len(old), len(new) - 1)
+    while same < stop:  # by halves: lists compare their parts faster than we do their elements
+        middle = (same + stop + 1) // 2
+        if old[same:middle] == new[same:middle]:
+            same = middle
+        else:
+            stop = middle - 1
     while same > 0 and isinstance(new[same], bytes) and new[same - 1] == new[same]:
         same -= 1
     return same

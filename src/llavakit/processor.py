@@ -289,13 +289,13 @@ class Processor:
             canvases=self.tiling.canvases,
         )
 
-    def using(self, template: Template) -> Processor:
-        """The same with another prompt format."""
+    def using(self, template: Template | None = None, *, tiling: Tiling | None = None) -> Processor:
+        """The same with another prompt format or another rule of cutting pictures."""
         return Processor(
             tokenizer=self.tokenizer,
-            template=template,
+            template=template or self.template,
             preprocess=self.preprocess,
-            tiling=self.tiling,
+            tiling=tiling or self.tiling,
             image_token=self.image_token,
             max_length=self.max_length,
             image_pieces=self.image_pieces,

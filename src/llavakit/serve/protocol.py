@@ -27,6 +27,8 @@ class Ask:
     conversation: Conversation
     sampling: Sampling
     detail: Detail = "auto"
+    fitted: bool = False
+    "Nobody asked for ``max_new_tokens``: where the context leaves less, the reply may be that long, and at least one token."
 
 
 @dataclass(frozen=True, kw_only=True)
