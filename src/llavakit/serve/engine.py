@@ -31,7 +31,7 @@ from llavakit.serve.protocol import Ask, Detail, Stats
 from llavakit.serve.reading import reader_for
 from llavakit.serve.room import Door, Limits, busy, free_bytes
 from llavakit.serve.scheduler import Scheduler
-from llavakit.types import Pixels
+from llavakit.types import Pixels, Sampling
 
 log = logging.getLogger(__name__)
 _ENCODERS = 2  # threads that decode pictures and make views
@@ -85,8 +85,8 @@ class AssistantEngine:
         with self._lock:
             self._door.enter(nbytes)
         try:
-            prompt = await asyncio.get_running_loop().run_in_executor(self._encoders, self._encode, ask)
-            job = self._job(prompt, ask, nbytes)
+            prompt, sampling = await asyncio.get_running_loop().run_in_executor(self._encoders, self._encode, ask)
+            job = self._job(prompt, sampling, nbytes)
             with self._lock:
                 if self._stopping or not self.alive:
                     raise busy("the server is about to stop", code="shutting_down", after=5)
@@ -150,18 +150,20 @@ class AssistantEngine:
             total += views * 3 * tiling.side**2 * 4
         return total
 
-    def _encode(self, ask: Ask) -> Prompt:
-        processor, new = self._processors[ask.detail], ask.sampling.max_new_tokens
+    def _encode(self, ask: Ask) -> tuple[Prompt, Sampling]:
+        processor = self._processors[ask.detail]
+        new = 1 if ask.fitted else ask.sampling.max_new_tokens
         inputs = processor.encode(ask.conversation, learn=False, room=new)
         check_context(self._assistant.model, prompt=len(inputs.input_ids), new=new)
         if len(inputs.input_ids) + new > self.context:
             what = f"{len(inputs.input_ids)} prompt tokens and {new} new ones where the server has memory for {self.context}"
             raise ContextError(what, code="context_length_exceeded", where="max_tokens", remedy="shorten the conversation or the reply")
-        return Prompt(inputs, processor.image_token_id)
+        fitting = min(ask.sampling.max_new_tokens, self.context - len(inputs.input_ids))
+        return Prompt(inputs, processor.image_token_id), ask.sampling.but(max_new_tokens=fitting)
 
-    def _job(self, prompt: Prompt, ask: Ask, nbytes: int) -> Job:
-        writer = self._assistant.writer(ask.sampling)
-        return Job(prompt, ask.sampling, writer, wake=self._wake, done=lambda job: self._left(job, nbytes))
+    def _job(self, prompt: Prompt, sampling: Sampling, nbytes: int) -> Job:
+        writer = self._assistant.writer(sampling)
+        return Job(prompt, sampling, writer, wake=self._wake, done=lambda job: self._left(job, nbytes))
 
     def _wake(self) -> None:
         with self._lock:

@@ -27,6 +27,8 @@ class Ask:
     conversation: Conversation
     sampling: Sampling
     detail: Detail = "auto"
+    fitted: bool = False
+    "Nobody asked for ``max_new_tokens``: where the context leaves less, the reply may be that long, and at least one token."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,10 @@ class Engine(Protocol):
     "Tokens of prompt and reply together."
 
     async def submit(self, ask: Ask) -> Reply:
-        """Count, admit, begin. Raises PromptError, ImageError, ContextError, SamplingError; BusyError when it is full or draining."""
+        """Count, admit, begin.
+
+        Raises PromptError, ImageError, ContextError, SamplingError; BusyError when the queue is full or draining.
+        """
         ...
 
     def stats(self) -> Stats: ...
