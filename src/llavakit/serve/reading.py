@@ -153,7 +153,13 @@ def _by_sdpa(query: Tensor, keys: Tensor, values: Tensor, *, past: int, window: 
     whole = rows == end and (window is None or rows <= window)
     mask = None if rows == 1 or whole else ~_unseen(rows, end - first, past - first, window, query.device)
     output = F.scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=mask, is_causal=whole and rows > 1, scale=1.0, enable_gqa=True
+        query[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        is_causal=whole and rows > 1,
+        scale=1.0,
+        enable_gqa=query.shape[0] != keys.shape[0],
     )
     return output[0]
 

@@ -190,6 +190,7 @@ class Scheduler:
             if job.left == 0:
                 self.reading.remove(job)
                 self.writing.append(job)
+                job.pictures = []  # their rows may be forgotten now
         if ends:
             self._choose([jobs[place] for place in ends], scores[ends])
         return sum(count for _, count in shares)
