@@ -17,6 +17,7 @@ import PIL.Image
 from llavakit.assistant import Assistant
 from llavakit.serve.engine import AssistantEngine
 from llavakit.serve.protocol import Ask, Detail, End
+from llavakit.serve.room import Limits
 from llavakit.types import Conversation, Sampling, assistant, user
 
 USERS = 12
@@ -52,7 +53,8 @@ async def one(engine: AssistantEngine, dice: random.Random) -> None:
 
 
 async def run(requests: int) -> None:
-    engine = AssistantEngine.start(Assistant.load())
+    limits = Limits(running=8, kv_bytes=64 << 20, feature_bytes=8 << 20, request_bytes=64 << 20)  # full soon: what is kept is no growth
+    engine = AssistantEngine.start(Assistant.load(), limits=limits)
     dice = random.Random(0)
     sizes: list[int] = []
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROUND = 64  # positions: few sizes, so that what one gives back fits the next
+from llavakit.model.heap import own_pages
+
+_ROUND = 64  # positions
 _SPARE_SHARE = 16
 
 
@@ -39,11 +41,19 @@ class Shape:
 
     def positions_in(self, nbytes: int) -> int:
         """How many fit."""
-        return nbytes // (self.position_bytes * _ROUND) * _ROUND
+        fits = nbytes // self.position_bytes
+        step = _step(fits)
+        return fits // step * step
 
 
 def rounded(positions: int) -> int:
-    return -(-positions // _ROUND) * _ROUND
+    """Up to one of few sizes, a sixteenth to an eighth apart: for every shape that it meets oneDNN compiles a product and keeps it."""
+    step = _step(positions)
+    return -(-positions // step) * step
+
+
+def _step(positions: int) -> int:
+    return max(_ROUND, 1 << max(0, (positions - 1).bit_length() - 4))
 
 
 class Memory:
@@ -103,7 +113,7 @@ class Memory:
         self._layers = [(layer[0], layer[1]) for layer in buffer]  # a step asks for each of them, of every reply
 
     def _made(self, positions: int) -> Tensor:
-        """Zeros, because 0 * NaN would not be 0."""
+        """Zeros, because 0 * NaN would not be 0; pages of its own, because it outlives steps."""
         capacity = min(rounded(positions + positions // _SPARE_SHARE + 1), self.most)
         shape = self.shape
-        return torch.zeros(shape.layers, 2, shape.heads, capacity, shape.width, dtype=shape.dtype, device=shape.device)
+        return own_pages((shape.layers, 2, shape.heads, capacity, shape.width), shape.dtype, shape.device)
