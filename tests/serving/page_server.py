@@ -14,6 +14,7 @@ import uvicorn
 from scripted_engine import ScriptedEngine, ScriptedReply, Step
 
 from llavakit.assistant import Assistant
+from llavakit.model.generation import check_context, context_length
 from llavakit.serve.api import build
 from llavakit.serve.limits import Limits
 from llavakit.serve.protocol import Ask
@@ -42,6 +43,8 @@ class SeeingEngine(ScriptedEngine):
         return [step for piece in self.assistant.reply(ask.conversation, ask.sampling) for step in (piece, 0.01)]
 
     async def submit(self, ask: Ask) -> ScriptedReply:
+        tokens, _ = self.assistant.processor.count(ask.conversation)
+        check_context(self.assistant.model, prompt=tokens, new=ask.sampling.max_new_tokens)
         inputs = self.assistant.processor.encode(ask.conversation, learn=False, room=ask.sampling.max_new_tokens)
         self.context, context = 1 << 30, self.context  # the processor has counted
         try:
@@ -71,10 +74,8 @@ class PageServer:
         return f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        self.engines = {name: SeeingEngine(one, context=one.processor.max_length) for name, one in self.assistants.items()}
-        shown = {
-            name: Shown(processor=one.processor, context=one.processor.max_length, model=one.model) for name, one in self.assistants.items()
-        }
+        self.engines = {name: SeeingEngine(one, context=context_length(one.model)) for name, one in self.assistants.items()}
+        shown = {name: Shown(processor=one.processor, model=one.model) for name, one in self.assistants.items()}
         settings = PageSettings(votes=self.votes, sampling=Sampling(max_new_tokens=96))
 
         def serve(listening: socket.socket) -> None:

@@ -61,8 +61,8 @@ def desk(model: Llava, processor: Processor) -> Desk:
     """One request to a server with the page; ``page`` and ``served`` are its settings."""
 
     def ask(method: str, path: str, *, page: PageSettings | None = None, served: Settings | None = None, **options: Any) -> httpx.Response:
-        service = Service({"m": ScriptedEngine()}, served)
-        shown = {"m": Shown(processor=processor, context=1024, model=model)}
+        service = Service({"m": ScriptedEngine(context=1024)}, served)
+        shown = {"m": Shown(processor=processor, model=model)}
         app = build(service, web.routes(service, shown, page))
 
         async def once() -> httpx.Response:

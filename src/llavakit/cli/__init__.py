@@ -8,6 +8,7 @@
     info  verify  convert      checkpoints: what they are, whether they agree with transformers, from layout to layout
     generate  caption  asking  instruction data and captions by a teacher; whom to ask, and how far it has come
     concepts                   a balanced part of many captions
+    eval                       benchmarks: questions, answers, scores
     plan  preflight            what a training run takes; what is looked at before its first step
 
 Results go to stdout, all else to stderr. Only typer is imported before a command runs, so that ``llava --help`` is instant.

@@ -10,6 +10,7 @@ from llavakit import __version__
 from llavakit.cli import (
     ask,
     batch,
+    capacity,
     caption,
     chat,
     concepts,
@@ -19,6 +20,7 @@ from llavakit.cli import (
     environment,
     generate,
     info,
+    launch,
     miniature,
     plan,
     scenes,
@@ -27,6 +29,7 @@ from llavakit.cli import (
     train,
     verify,
 )
+from llavakit.cli import eval as evaluation
 
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
@@ -37,6 +40,8 @@ COMMANDS = (
     ("info", info.info, info.EXAMPLES),
     ("plan", plan.plan, plan.EXAMPLES),
     ("verify", verify.verify, verify.EXAMPLES),
+    ("launch", launch.launch, launch.EXAMPLES),
+    ("capacity", capacity.capacity, capacity.EXAMPLES),
     ("concepts", concepts.concepts, concepts.EXAMPLES),
     ("convert", convert.convert, convert.EXAMPLES),
     ("generate", generate.generate, generate.EXAMPLES),
@@ -44,7 +49,7 @@ COMMANDS = (
     ("demo", demo.demo, demo.EXAMPLES),
     ("env", environment.environment, environment.EXAMPLES),
 )
-GROUPS = (("train", train.app), ("data", data.app), ("scenes", scenes.app), ("miniature", miniature.app))
+GROUPS = (("train", train.app), ("data", data.app), ("eval", evaluation.app), ("scenes", scenes.app), ("miniature", miniature.app))
 EPILOG = """Try it:  llava demo   and   llava ask photo.jpg "What is this?"
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong words, 130 interrupted.

@@ -67,7 +67,6 @@ class Shown:
     """A model as the page sees it. Without ``model`` there is no attention to show."""
 
     processor: Processor
-    context: int
     model: Llava | None = None
 
 
@@ -145,7 +144,10 @@ class Desk:
         examples = {row["image"]: row["question"] for row in reversed(questions)}
         return answer(
             {
-                "models": [{"id": name, "context": one.context, "attention": one.model is not None} for name, one in self.models.items()],
+                "models": [
+                    {"id": name, "context": self.service.engines[name].context, "attention": one.model is not None}
+                    for name, one in self.models.items()
+                ],
                 "votes": self.settings.votes is not None,
                 "max_images": limits.images,
                 "max_image_bytes": min([limits.bytes, *(one.max_bytes for one in of_one)]),
@@ -160,8 +162,9 @@ class Desk:
         """A conversation in numbers and places."""
         from llavakit.serve import seen
 
-        shown, conversation, _ = await self._asked(request)
-        found = await asyncio.to_thread(seen.see, conversation, shown.processor, context=shown.context)
+        shown, conversation, body = await self._asked(request)
+        context = self.service.engine(body["model"]).context
+        found = await asyncio.to_thread(seen.see, conversation, shown.processor, context=context)
         return answer(asdict(found))
 
     async def attention(self, request: Request) -> Response:

@@ -10,6 +10,8 @@ export class Trouble extends Error {
   }
 }
 
+const BUSY = { model_loading: "The model is being loaded", shutting_down: "The server is about to stop", engine_dead: "The server is starting anew" };
+
 const address = (path) => new URL(path, document.baseURI);
 
 function headers(more = {}) {
@@ -28,7 +30,7 @@ async function call(path, { body, signal } = {}) {
     if (error.name === "AbortError") throw error;
     throw gone();
   }
-  if (!response.ok) throw await refused(response);
+  if (!response.ok) throw await refused(response, body?.messages);
   return response;
 }
 
@@ -37,8 +39,8 @@ export const post = async (path, body, options) => (await call(path, { ...option
 
 export async function alive() {
   try {
-    const health = await fetch(address("ready"), { cache: "no-store" });
-    return health.ok || health.status === 404;
+    const health = await fetch(address("ready"), { cache: "no-store", headers: headers() });
+    return health.ok || health.status === 401;
   } catch {
     return false;
   }
@@ -85,26 +87,36 @@ async function* events(stream) {
   }
 }
 
-async function refused(response) {
+async function refused(response, messages) {
   const told = await response.json().catch(() => ({}));
-  return explained(told.error ?? {}, response.status, Number(response.headers.get("retry-after")) || 0);
+  return explained(told.error ?? {}, response.status, Number(response.headers.get("retry-after")) || 0, messages);
 }
 
-function explained({ message = "", code = "", param = "" }, status, wait = 0) {
-  const words = sentences(message, param);
-  if (status === 401 || status === 403) return new Trouble("key", "This server asks for a key", words || "Enter the key that whoever runs it gave you.");
-  if (status === 503 || status === 429) return new Trouble("busy", "The server is busy", "It replies to others first.", { wait: Math.min(Math.max(wait, 1), 120) });
+function explained({ message, code, param }, status, wait = 0, messages = []) {
+  const which = pictureAt(param ?? "", messages);
+  const words = sentences(which ? `picture ${which}: ${message}` : message ?? "");
+  if (status === 401) return new Trouble("key", "This server asks for a key", words || "Enter the key that whoever runs it gave you.");
+  if (status === 503 || status === 429) return new Trouble("busy", BUSY[code] ?? "The server is busy", words || "It replies to others first.", { wait: Math.min(Math.max(wait, 1), 120) });
   if (code === "context_length_exceeded") return new Trouble("long", "Too long for this model", words);
-  if (String(code).startsWith("image_") || /^images\[\d+\]/.test(param)) return new Trouble("picture", "A picture cannot be used", words);
+  if (which || String(code).startsWith("image_")) return new Trouble("picture", "A picture cannot be used", words);
   if (status === 404) return new Trouble("model", "This server does not have that model any more", words);
-  if (status === 413) return new Trouble("large", "Too large to send", words || "Send fewer or smaller pictures.");
+  if (status === 413 || code === "media_budget_exceeded" || code === "too_many_images") return new Trouble("large", "Too large to send", words || "Send fewer or smaller pictures.");
   if (status >= 500) return new Trouble("other", "The server failed", words || "Try again; if it stays so, its log says why.");
   return new Trouble("other", "The server would not take this", words || `It answered ${status} and no more.`);
 }
 
-// "images[1]: the file is empty. use one of ..." -> "Picture 2: the file is empty. Use one of ..."
-function sentences(message, param) {
-  const plain = param && message.startsWith(`${param}: `) && !/^images\[\d+\]$/.test(param) ? message.slice(param.length + 2) : message;
-  const named = plain.replace(/\bimages\[(\d+)\]/g, (_, at) => `Picture ${Number(at) + 1}`);
-  return named.replace(/(^|[.!?] )(\p{Ll})/gu, (_, before, letter) => before + letter.toUpperCase()).replace(/([^.!?])$/, "$1.");
+// The number of the picture that a field of the request holds: "messages[2].content[0].image_url.url", or "images[1]"; else 0.
+function pictureAt(param, messages) {
+  const numbered = /^images\[(\d+)\]/.exec(param);
+  if (numbered) return Number(numbered[1]) + 1;
+  const named = /^messages\[(\d+)\]\.content\[(\d+)\]/.exec(param);
+  if (!named) return 0;
+  const all = messages.flatMap(({ content }, at) => (Array.isArray(content) ? content.map((part, place) => [part.type, at, place]) : []));
+  const pictures = all.filter(([type]) => type === "image_url");
+  return pictures.findIndex(([, at, place]) => at === Number(named[1]) && place === Number(named[2])) + 1;
+}
+
+// The server's words as sentences: they begin small after a colon and after a remedy's full stop.
+function sentences(message) {
+  return message.replace(/(^|[.!?] )(\p{Ll})/gu, (_, before, letter) => before + letter.toUpperCase()).replace(/([^.!?])$/, "$1.");
 }

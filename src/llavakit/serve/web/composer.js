@@ -87,7 +87,7 @@ async function addAll(files) {
 
 function draw() {
   $("picked").replaceChildren(...picked.map((id, at) => make("li", {}, thumb(id, `Picture ${at + 1}`, removing(id, at)))));
-  $("words").placeholder = picked.length ? "Ask something about it" : actions.begun?.() ? "Ask on" : "Add a picture and ask something";
+  $("words").placeholder = picked.length ? "Ask something about it" : actions.begun?.() ? "Ask more" : "Add a picture and ask something";
   shape();
   actions.changed?.();
 }

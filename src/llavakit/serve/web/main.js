@@ -16,6 +16,7 @@ let turns = [];
 let server = { models: [], votes: false };
 let writing = null; // AbortController of the reply being written
 let waiting = null; // timer of the next try
+let leaving = false; // the page is about to go, and its requests break off
 
 const actions = {
   busy: () => writing !== null,
@@ -48,7 +49,8 @@ document.addEventListener("keydown", (event) => {
   if (writing || waiting) stop();
   else sight.close();
 });
-addEventListener("pagehide", () => keep.turns.write(turns));
+for (const event of ["beforeunload", "pagehide"]) addEventListener(event, () => ((leaving = true), keep.turns.write(turns)));
+addEventListener("pageshow", () => (leaving = false));
 
 await restore();
 await begin();
@@ -146,7 +148,7 @@ async function write(turn, tries = 0) {
     }
     announce(turn.text);
   } catch (error) {
-    turn.state = error.name === "AbortError" ? "stopped" : "failed";
+    turn.state = leaving || error.name === "AbortError" ? "stopped" : "failed";
     if (turn.state === "failed") failed(turn, error, tries);
     else announce("Stopped.");
   }
@@ -191,9 +193,9 @@ async function untilBack(turn) {
     await new Promise((done) => setTimeout(done, 1000));
     if (!(await api.alive())) continue;
     if (!turn.trouble) return;
-    turn.trouble.back = true;
-    view.nodeOf(turn).querySelector(".soon").replaceChildren("The server is back.");
-    return;
+    const words = turn.trouble.kind === "gone" ? "Your conversation was kept in this tab." : turn.trouble.words;
+    turn.trouble = { ...turn.trouble, title: "The server is back", words };
+    return view.refresh(turn, actions);
   }
 }
 

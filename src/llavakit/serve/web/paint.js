@@ -35,7 +35,7 @@ export async function paint(canvas, url, picture, mode, heat) {
   const whole = place({ left: 0, top: 0, width: 1, height: 1 });
   hatch(pen, width, height, color("--sunken"), color("--line"));
   pen.save();
-  if (mode === "attention") pen.filter = "grayscale(1) brightness(.62)";
+  if (mode === "attention") pen.filter = "grayscale(1) brightness(.5)";
   if (image) pen.drawImage(image, ...whole);
   else (pen.fillStyle = color("--sunken")), pen.fillRect(...whole);
   pen.restore();

@@ -68,7 +68,8 @@ function paint() {
 // Ask for the key; resolves to whether one was given.
 export function askKey() {
   const dialog = $("key");
-  $("key-words").value = "";
+  $("key-words").value = dialog.returnValue = "";
+  $("key-later").onclick = () => dialog.close();
   dialog.showModal();
   return new Promise((done) => {
     dialog.addEventListener("close", () => {

@@ -11,7 +11,7 @@ const MOST_WORDS = 400;
 
 // `source()` gives {turns, model, reply, room, messages()}: the conversation up to the reply that is looked at, or the draft.
 let source = null, picture = 0, mode = "views", part = "all", word = null, layers = 0;
-let seen = null, looked = null, asked = 0, came = null;
+let seen = null, looked = null, asked = 0, came = null, chosen = false;
 
 export const isOpen = () => !$("sight").hidden;
 
@@ -22,7 +22,7 @@ export async function open(from) {
   document.body.classList.add("with-sight");
   $("main").inert = covers();
   $("sight-button").setAttribute("aria-expanded", "true");
-  [picture, word, looked] = [0, null, null];
+  [picture, word, looked, chosen] = [0, null, null, false];
   if (!source().reply?.text && mode === "attention") mode = "views";
   $("sight-title").focus({ preventScroll: true });
   await refresh();
@@ -96,7 +96,7 @@ function choosing() {
   return make("div.thumbs", { role: "group", "aria-label": "Picture" }, ...ids().slice(0, seen.pictures.length).map((id, at) => {
     const held = pictures.get(id);
     const inner = held ? make("img", { src: held.url, alt: `Picture ${at + 1}` }) : make("span", {}, `${at + 1}`);
-    return make("button.look", { type: "button", "aria-pressed": String(at === picture), "data-spot": `picture-${at}`, click: () => ((picture = at), draw()) }, inner);
+    return make("button.look", { type: "button", "aria-pressed": String(at === picture), "data-spot": `picture-${at}`, click: () => ((picture = at), (chosen = true), draw()) }, inner);
   }));
 }
 
@@ -120,18 +120,18 @@ function told(one) {
   if (mode === "attention") return looked ? `${percent(looked.shares[picture])} of all attention for “${spoken()}” was on this picture${looked.shares.length > 1 ? "" : ", the rest on words"}.` : "Where the model looked when it wrote a word.";
   const side = seen.side, grid = side / seen.patch | 0;
   if (mode === "patches") {
-    const maps = one.patches.map((each) => `${each.columns} × ${each.rows}`);
+    const maps = one.patches.map((each) => by(each.columns, each.rows));
     return `${maps.join(" and ")} patches${one.row_ends ? ` and ${one.row_ends} row ends` : ""}: ${number(one.tokens)} tokens.`;
   }
   const shaped = { pad: "padded to a square", square: "cropped to its middle", squash: "squeezed to a square" }[seen.aspect];
-  const base = `The whole picture, ${shaped}, is seen at ${side} × ${side}`;
-  return one.canvas ? `${base}, then in ${one.columns} × ${one.rows} tiles of the same size on a canvas of ${one.canvas[0]} × ${one.canvas[1]}.` : `${base}: ${grid} × ${grid} patches.`;
+  const base = `The whole picture, ${shaped}, is seen at ${by(side, side)}`;
+  return one.canvas ? `${base}, then in ${by(one.columns, one.rows)} tiles of the same size on a canvas of ${by(...one.canvas)}.` : `${base}: ${by(grid, grid)} patches.`;
 }
 
 function numbers(one) {
-  const rows = [["Picture", `${number(one.width)} × ${number(one.height)} pixels`], ["Views", one.views === 1 ? "1, the whole picture" : `${one.views}: the whole and ${one.columns} × ${one.rows} tiles`],
-    ["A view", `${seen.side} × ${seen.side} pixels, patches of ${seen.patch}`],
-    ...one.patches.map((each, at) => [at ? (one.patches.length > 2 ? `Tile ${at}` : "Tiles, padding left out") : "Whole picture", `${each.columns} × ${each.rows} = ${number(each.columns * each.rows)} tokens`]),
+  const rows = [["Picture", `${by(one.width, one.height)} pixels`], ["Views", one.views === 1 ? "1, the whole picture" : `${one.views}: the whole and ${by(one.columns, one.rows)} tiles`],
+    ["A view", `${by(seen.side, seen.side)} pixels, patches of ${seen.patch}`],
+    ...one.patches.map((each, at) => [at ? (one.patches.length > 2 ? `Tile ${at}` : "Tiles, padding left out") : "Whole picture", `${by(each.columns, each.rows)} = ${number(each.columns * each.rows)} tokens`]),
     one.row_ends ? ["Row ends", `${one.row_ends} tokens`] : null, ["Together", `${number(one.tokens)} tokens`]].filter(Boolean);
   return make("dl.numbers", {}, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 }
@@ -151,6 +151,7 @@ function words() {
 }
 
 const spoken = () => [...seen.from.reply.text.matchAll(/\S+/g)][word]?.[0] ?? "";
+const by = (across, down) => `${number(across)}\u00a0×\u00a0${number(down)}`;
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 
 function third() {
@@ -174,6 +175,7 @@ async function look() {
     if (!known && part !== "all") answer = await ask();
     if (mine !== asked) return;
     looked = answer;
+    if (!chosen && looked.shares.length) picture = looked.shares.indexOf(Math.max(...looked.shares)); // the one that was looked at most
     draw();
   } catch (error) {
     if (mine === asked) $("look-note")?.replaceWith(trouble(error));

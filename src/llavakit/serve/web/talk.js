@@ -4,6 +4,7 @@
 //   {role: "assistant", text, state: "writing" | "done" | "stopped" | "failed", trouble, model, id, usage, finish, vote}
 
 const STATES = ["done", "stopped", "failed"];
+const TROUBLES = ["key", "busy", "gone", "cut", "long", "picture", "model", "large", "other"];
 
 export function question(text, pictures) {
   return { role: "user", text, pictures };
@@ -49,8 +50,9 @@ export function revived(raw) {
       return question(turn.text, turn.pictures);
     }
     const state = STATES.includes(turn.state) ? turn.state : "stopped";
-    const usage = Number.isFinite(turn.usage?.prompt_tokens) ? turn.usage : null;
-    const told = turn.trouble && typeof turn.trouble.title === "string" ? turn.trouble : null;
+    const usage = Number.isFinite(turn.usage?.prompt_tokens + turn.usage?.completion_tokens) ? turn.usage : null;
+    const { kind, title, words } = Object(turn.trouble);
+    const told = TROUBLES.includes(kind) ? { kind, title: String(title), words: String(words), wait: 0 } : null;
     return { ...reply(String(turn.model ?? "")), text: turn.text, state, usage, trouble: told, id: turn.id ?? null, finish: turn.finish ?? null, vote: turn.vote ?? null };
   });
 }

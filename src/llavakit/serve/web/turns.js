@@ -52,7 +52,7 @@ function asked(turn, actions) {
     make("h3.unseen", {}, "You asked"),
     make("div.saying", {},
       shown.length ? make("div.thumbs", {}, ...shown) : null,
-      turn.text ? make("p.words", { dir: "auto", tabindex: turn.text.length > 800 ? "0" : null }, turn.text) : null),
+      turn.text ? make(turn.text.length > 800 ? "p.words.much" : "p.words", { dir: "auto", tabindex: turn.text.length > 800 ? "0" : null }, turn.text) : null),
     make("div.doings", {}, doing("edit", "Change this question", () => edit(turn, actions))));
 }
 
@@ -138,7 +138,7 @@ function trouble(turn, actions) {
   }[kind] ?? [make("button.strong", { type: "button", click: () => actions.again(turn) }, wait ? "Try now" : "Try again")];
   return make("div.trouble", { role: "alert" },
     make("strong", {}, title), make("p", { dir: "auto" }, words),
-    make("p.soon", {}, wait ? `Trying again in ${wait} s` : turn.trouble.back ? "The server is back." : ""),
+    make("p.soon", {}, wait ? `Trying again in ${wait} s` : ""),
     make("div.buttons", {}, ...buttons));
 }
 

@@ -1,0 +1,394 @@
+"""The chat page in a real browser, light and dark, at 390 and 1440 pixels, over a server in a thread (W4 to W6).
+
+CHAT_SHOTS=docs/chat saves the pictures that docs/chat.md shows.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from page_server import HTML, LONG, UNSAFE, PageServer
+from PIL import Image
+
+from llavakit.assistant import Assistant
+from llavakit.serve.limits import Limits
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the page is driven by playwright, which is not installed")
+Browser, Page, expect = sync_api.Browser, sync_api.Page, sync_api.expect
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PICTURES = Path(str(files("llavakit") / "pictures"))
+DOG, MOONS = PICTURES / "scene-60002004.png", PICTURES / "scene-60002420.png"
+SHAPES = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 390)]
+Open = Callable[..., Page]
+
+FAULTS = (Path(__file__).parent / "page_faults.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"no browser on this machine: none of {', '.join(BROWSERS)} is installed")
+    with sync_api.sync_playwright() as playing:
+        browser = playing.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Assistant]:
+    return {name: Assistant.load(name) for name in ("tiny-next", "tiny")}
+
+
+@pytest.fixture(scope="module")
+def server(models: dict[str, Assistant], tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
+    with PageServer(models, votes=tmp_path_factory.mktemp("votes") / "votes.jsonl") as server:
+        yield server
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Open]:
+    """A page in a browser profile of its own; no script of it may fail."""
+    contexts, failures = [], []
+
+    def open_page(url: str, *, scheme: str = "light", width: int = 1440, like: Page | None = None) -> Page:
+        if like is None:
+            size = {"width": width, "height": 900 if width > 640 else 844}
+            contexts.append(browser.new_context(viewport=size, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        page.on("console", lambda said: failures.append(said.text) if "Content Security Policy" in said.text else None)
+        page.goto(url)
+        page.wait_for_selector("#model:not([disabled])")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not failures
+
+
+def ask(page: Page, words: str, *pictures: Path | dict[str, object]) -> None:
+    if pictures:
+        before = page.locator("#picked li").count()
+        page.set_input_files("#files", list(pictures))
+        expect(page.locator("#picked li")).to_have_count(before + len(pictures))
+    page.fill("#words", words)
+    page.press("#words", "Enter")
+
+
+def replied(page: Page, count: int) -> None:
+    expect(page.locator(".reply.done")).to_have_count(count)
+
+
+def last(page: Page) -> str:
+    return page.locator(".reply .text").last.inner_text()
+
+
+def shot(page: Page, name: str, *, only: tuple[str, int] | None = None, shape: tuple[str, int] | None = None) -> None:
+    """Save what is seen for the docs."""
+    folder = os.environ.get("CHAT_SHOTS")
+    if folder and (only is None or only == shape):
+        page.wait_for_timeout(500)
+        seen = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        seen.save(Path(folder) / f"{name}.png", optimize=True)
+
+
+def until(page: Page, true: Callable[[], bool]) -> None:
+    for _ in range(100):
+        if true():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("it does not become true")
+
+
+def sound(page: Page) -> None:
+    assert page.evaluate(FAULTS) == []
+
+
+def file(name: str, data: bytes) -> dict[str, object]:
+    return {"name": name, "mimeType": "image/png", "buffer": data}
+
+
+@pytest.mark.parametrize(("scheme", "width"), SHAPES)
+def test_a_conversation(server: PageServer, opened: Open, scheme: str, width: int) -> None:
+    """Three turns with two pictures; what the model sees; Stop; again; an edit; too long; a broken picture; a restart; a vote."""
+    shape, name = (scheme, width), f"{width}-{scheme}"
+    page = opened(server.url, scheme=scheme, width=width)
+    expect(page.locator("#examples button")).to_have_count(4)
+    sound(page)
+    shot(page, f"welcome-{name}")
+    ask(page, "What word is written?", DOG)
+    replied(page, 1)
+    assert last(page) == "dog"
+    ask(page, "What color is the square?")
+    replied(page, 2)
+    assert last(page) == "black"
+    ask(page, "What shape is the purple thing?", MOONS)
+    replied(page, 3)
+    assert re.search(r"\d+ of 1,024 tokens", page.inner_text("#meter"))
+    sound(page)
+    shot(page, f"talk-{name}")
+
+    page.click("#sight-button")
+    page.wait_for_selector("#sight-canvas")
+    sound(page)
+    shot(page, f"views-{name}")
+    page.click("text=Patches")
+    shot(page, "patches", only=("light", 1440), shape=shape)
+    page.click(".segments >> text=Attention")
+    expect(page.locator("figcaption")).to_contain_text("of all attention for")
+    sound(page)
+    shot(page, f"attention-{name}")
+    page.click("#sight-close")
+
+    page.locator(".reply.last .doing[aria-label^='Good']").click()
+    expect(page.locator(".reply.last .doing[aria-label^='Good']")).to_have_attribute("aria-pressed", "true")
+    assert server.votes is not None
+    line = json.loads(server.votes.read_text(encoding="utf-8").splitlines()[-1])
+    assert line["kind"] == "up"
+    assert len(line["messages"]) == 6
+    assert line["reply_id"].startswith("chatcmpl-")
+
+    ask(page, LONG)
+    expect(page.locator(".reply.last .text")).to_contain_text("3, ")
+    shot(page, "writing", only=("dark", 390), shape=shape)
+    page.keyboard.press("Escape")
+    expect(page.locator(".reply.stopped")).to_have_count(1)
+    engine = server.engines["tiny-next"]
+    until(page, lambda: not engine.running)
+    told = engine.told
+    page.wait_for_timeout(200)
+    assert engine.told == told  # nothing is computed for a reply that nobody reads
+    shown = last(page)
+    assert shown.startswith("1, 2, 3,")
+    page.locator(".reply.last .doing[aria-label^='Write']").click()
+    expect(page.locator(".reply.last .text")).to_contain_text("2, ")
+    page.click("#stop")
+    expect(page.locator(".reply.stopped")).to_have_count(1)
+
+    page.locator(".asked .doing").last.click()
+    page.fill(".editing textarea", "How many things are there?")
+    sound(page)
+    page.press(".editing textarea", "Enter")
+    replied(page, 4)
+    assert last(page).isdigit()
+
+    ask(page, "word " * 1500)
+    trouble = page.locator(".reply.last .trouble")
+    expect(trouble).to_contain_text("Too long for this model")
+    assert re.search(r"\d{4} .*tokens", trouble.inner_text())
+    sound(page)
+    shot(page, f"long-{name}", only=("light", 390), shape=shape)
+    trouble.get_by_role("button", name="Change the question").click()
+    page.fill(".editing textarea", "Is there a star?")
+    page.press(".editing textarea", "Enter")
+    replied(page, 5)
+
+    page.set_input_files("#files", [file("note.png", b"<html>not found</html>")])
+    expect(page.locator("#said")).to_contain_text("note.png cannot be opened as a picture")
+    sound(page)
+
+    server.stop()
+    ask(page, "Is there a circle?")
+    expect(trouble).to_contain_text("The server does not answer")
+    sound(page)
+    server.start()
+    expect(trouble).to_contain_text("The server is back")
+    shot(page, "back", only=("light", 1440), shape=shape)
+    trouble.get_by_role("button", name="Try again").click()
+    replied(page, 6)
+    assert len(engine_messages(server)) == 11
+
+
+def engine_messages(server: PageServer) -> tuple[object, ...]:
+    return server.engines["tiny-next"].asked[-1].conversation.messages
+
+
+def test_a_models_words_are_text(server: PageServer, opened: Open) -> None:
+    page = opened(server.url)
+    ask(page, UNSAFE)
+    replied(page, 1)
+    text = page.locator(".reply .text")
+    assert text.inner_text() == HTML.replace("**", "").replace("`", "")
+    assert text.locator("img, script, a").count() == 0
+    assert text.locator("strong").inner_text() == "bold"
+    assert page.title() == "llavakit"
+
+
+def test_a_reload_keeps_the_conversation_and_its_pictures(server: PageServer, opened: Open) -> None:
+    page = opened(server.url)
+    ask(page, "What word is written?", DOG)
+    replied(page, 1)
+    page.reload()
+    replied(page, 1)
+    assert last(page) == "dog"
+    expect(page.locator(".asked img")).to_have_js_property("complete", True)
+    assert page.locator(".asked img").evaluate("image => image.naturalWidth") == 224
+    ask(page, "What color is the square?")
+    replied(page, 2)
+    assert last(page) == "black"  # the picture went along
+
+
+def test_a_reload_in_the_middle_keeps_what_was_written(server: PageServer, opened: Open) -> None:
+    page = opened(server.url)
+    ask(page, LONG)
+    expect(page.locator(".reply .text")).to_contain_text("5, ")
+    page.reload()
+    expect(page.locator(".reply.stopped .text")).to_contain_text("1, 2, 3, 4, 5, ")
+
+
+@pytest.mark.parametrize(
+    "stored", ["{", "[]x", '[{"role":"user"}]', '[{"role":"user","text":"a","pictures":[1]}]', "17", '[{"role":"assistant","text":""}]']
+)
+def test_a_broken_store_is_set_aside(server: PageServer, opened: Open, stored: str) -> None:
+    page = opened(server.url)
+    page.evaluate("() => addEventListener('pagehide', (event) => event.stopImmediatePropagation(), true)")
+    page.add_init_script(f"sessionStorage.setItem('llavakit.turns', {json.dumps(stored)})")
+    page.goto(server.url)
+    expect(page.locator("#said")).to_contain_text("could not be read")
+    ask(page, "What word is written?", DOG)
+    replied(page, 1)
+
+
+def test_two_tabs_are_two_conversations(server: PageServer, opened: Open) -> None:
+    one = opened(server.url)
+    ask(one, "What word is written?", DOG)
+    replied(one, 1)
+    other = opened(server.url, like=one)
+    expect(other.locator("#welcome")).to_be_visible()
+    ask(other, "What shape is the purple thing?", MOONS)
+    replied(other, 1)
+    other.click("#new")
+    expect(other.locator("#welcome")).to_be_visible()
+    one.reload()
+    replied(one, 1)
+    assert one.locator(".asked img").evaluate("image => image.naturalWidth") == 224
+
+
+def test_a_picture_that_breaks_off_is_told_at_once(server: PageServer, opened: Open) -> None:
+    page = opened(server.url)
+    page.set_input_files("#files", [file("half.png", MOONS.read_bytes()[:30]), file("dog.png", DOG.read_bytes()), file("none.png", b"")])
+    expect(page.locator("#said")).to_have_text(re.compile("half.png cannot be opened.*none.png is empty"))
+    expect(page.locator("#picked li")).to_have_count(1)
+
+
+def test_a_picture_that_the_server_refuses_is_told_by_its_number(server: PageServer, opened: Open) -> None:
+    page = opened(server.url)
+    icon = io.BytesIO()
+    Image.open(MOONS).save(icon, "ICO")
+    ask(page, "What are these?", file("dog.png", DOG.read_bytes()), file("moons.ico", icon.getvalue()))
+    trouble = page.locator(".reply.last .trouble")
+    expect(trouble).to_contain_text("A picture cannot be used")
+    expect(trouble).to_contain_text("Picture 2: ICO pictures are not opened. Use one of JPEG")
+    trouble.get_by_role("button", name="Change the question").click()
+    page.click("[aria-label='Remove picture 2']")
+    page.press(".editing textarea", "Enter")
+    replied(page, 1)
+
+
+def test_a_picture_above_the_limit_is_scaled_and_that_is_said(models: dict[str, Assistant], opened: Open) -> None:
+    with PageServer({name: models[name] for name in models}, limits=Limits(pixels=20_000)) as small:
+        page = opened(small.url)
+        page.set_input_files("#files", [DOG])
+        expect(page.locator("#said")).to_contain_text("scaled from 224 × 168 to 163 × 122")
+        ask(page, "What word is written?")
+        replied(page, 1)
+        assert last(page) == "dog"
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab(models: dict[str, Assistant], opened: Open) -> None:
+    with PageServer(models) as locked:
+        page = opened(locked.url)
+        locked.stop()
+        locked.key = "open sesame"
+        locked.start()
+        ask(page, "What word is written?", DOG)
+        page.locator(".trouble").get_by_role("button", name="Enter the key").click()
+        page.fill("#key-words", "open sesame")
+        page.press("#key-words", "Enter")
+        replied(page, 1)
+        assert page.evaluate("() => [localStorage, sessionStorage].map((one) => JSON.stringify(one).includes('sesame'))") == [False, True]
+
+
+def test_busy_is_waited_for(server: PageServer, opened: Open) -> None:
+    page = opened(server.url)
+    engine = server.engines["tiny-next"]
+    engine.room = 0
+    ask(page, "What word is written?", DOG)
+    expect(page.locator(".trouble")).to_contain_text("Trying again in 1 s")
+    engine.room = 1000
+    replied(page, 1)
+
+
+def test_by_keyboard_alone(server: PageServer, opened: Open) -> None:
+    page = opened(server.url)
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.keyboard.type("Is there")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("a star?")
+    assert page.input_value("#words") == "Is there\na star?"
+    page.keyboard.press("Enter")
+    replied(page, 1)
+    assert page.evaluate("() => document.activeElement.id") == "words"
+    assert page.inner_text("#announce").strip() == last(page).strip()
+    page.focus("#settings-button")
+    page.keyboard.press("Enter")
+    page.fill("#set-system", "Answer in one word.")
+    page.fill("#set-seed", "7")
+    page.keyboard.press("Escape")
+    expect(page.locator("#settings")).not_to_be_visible()
+    ask(page, "Is there a circle?")
+    replied(page, 2)
+    asked = server.engines["tiny-next"].asked[-1]
+    assert asked.sampling.seed == 7
+    assert asked.conversation.system == "Answer in one word."
+
+
+def test_the_model_is_chosen_and_the_conversation_saved(server: PageServer, opened: Open, tmp_path: Path) -> None:
+    page = opened(server.url)
+    page.select_option("#model", "tiny")
+    ask(page, "What word is written?", DOG)
+    replied(page, 1)
+    assert page.locator(".who").inner_text() == "tiny"
+    assert server.engines["tiny"].asked
+    page.click("#settings-button")
+    sound(page)
+    shot(page, "settings")
+    with page.expect_download() as saved:
+        page.click("#export")
+    saved.value.save_as(tmp_path / "saved.json")
+    whole = json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))
+    assert whole["model"] == "tiny"
+    assert [message["role"] for message in whole["messages"]] == ["user", "assistant"]
+    assert whole["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    page.get_by_text("Dark", exact=True).click()
+    assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(22, 20, 18)"
+
+
+def test_a_huge_reply_is_shown(server: PageServer, opened: Open) -> None:
+    page = opened(server.url)
+    engine = server.engines["tiny-next"]
+    script, engine.script = engine.script, lambda ask: ["A picture of **many** words. " * 40] * 300
+    try:
+        page.click("#settings-button")
+        page.fill("#set-max_tokens", "400")
+        page.keyboard.press("Escape")
+        ask(page, "Go on.")
+        replied(page, 1)
+    finally:
+        engine.script = script
+    assert len(last(page)) > 300_000
+    ask(page, "Is there a star?")
+    expect(page.locator(".trouble")).to_contain_text("Too long for this model")
