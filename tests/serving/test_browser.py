@@ -59,7 +59,7 @@ def opened(browser: Browser) -> Iterator[Open]:
     """A page in a browser profile of its own; no script of it may fail."""
     contexts, failures = [], []
 
-    def open_page(url: str, *, scheme: str = "light", width: int = 1440, like: Page | None = None) -> Page:
+    def open_page(url: str, *, scheme: str = "light", width: int = 1440, like: Page | None = None, ready: bool = True) -> Page:
         if like is None:
             size = {"width": width, "height": 900 if width > 640 else 844}
             contexts.append(browser.new_context(viewport=size, color_scheme=scheme))
@@ -68,7 +68,8 @@ def opened(browser: Browser) -> Iterator[Open]:
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.on("console", lambda said: failures.append(said.text) if "Content Security Policy" in said.text else None)
         page.goto(url)
-        page.wait_for_selector("#model:not([disabled])")
+        if ready:
+            page.wait_for_selector("#examples button", state="attached")
         return page
 
     yield open_page
@@ -121,12 +122,23 @@ def file(name: str, data: bytes) -> dict[str, object]:
 
 @pytest.mark.parametrize(("scheme", "width"), SHAPES)
 def test_a_conversation(server: PageServer, opened: Open, scheme: str, width: int) -> None:
-    """Three turns with two pictures; what the model sees; Stop; again; an edit; too long; a broken picture; a restart; a vote."""
-    shape, name = (scheme, width), f"{width}-{scheme}"
+    """Three turns with two pictures; what the model sees; a vote; Stop; again; an edit; too long; a broken picture; a restart."""
     page = opened(server.url, scheme=scheme, width=width)
+    shape = (scheme, width)
+    three_turns(page, shape)
+    what_it_sees(page, shape)
+    a_vote(page, server)
+    stop_and_again(page, server, shape)
+    an_edit(page)
+    too_long(page, shape)
+    a_broken_picture(page)
+    a_restart(page, server, shape)
+
+
+def three_turns(page: Page, shape: tuple[str, int]) -> None:
     expect(page.locator("#examples button")).to_have_count(4)
     sound(page)
-    shot(page, f"welcome-{name}")
+    shot(page, f"welcome-{shape[1]}-{shape[0]}")
     ask(page, "What word is written?", DOG)
     replied(page, 1)
     assert last(page) == "dog"
@@ -137,28 +149,35 @@ def test_a_conversation(server: PageServer, opened: Open, scheme: str, width: in
     replied(page, 3)
     assert re.search(r"\d+ of 1,024 tokens", page.inner_text("#meter"))
     sound(page)
-    shot(page, f"talk-{name}")
+    shot(page, f"talk-{shape[1]}-{shape[0]}")
 
+
+def what_it_sees(page: Page, shape: tuple[str, int]) -> None:
     page.click("#sight-button")
     page.wait_for_selector("#sight-canvas")
     sound(page)
-    shot(page, f"views-{name}")
+    shot(page, f"views-{shape[1]}-{shape[0]}")
     page.click("text=Patches")
     shot(page, "patches", only=("light", 1440), shape=shape)
     page.click(".segments >> text=Attention")
     expect(page.locator("figcaption")).to_contain_text("of all attention for")
     sound(page)
-    shot(page, f"attention-{name}")
+    shot(page, f"attention-{shape[1]}-{shape[0]}")
     page.click("#sight-close")
 
-    page.locator(".reply.last .doing[aria-label^='Good']").click()
-    expect(page.locator(".reply.last .doing[aria-label^='Good']")).to_have_attribute("aria-pressed", "true")
+
+def a_vote(page: Page, server: PageServer) -> None:
+    good = page.locator(".reply.last .doing[aria-label^='Good']")
+    good.click()
+    expect(good).to_have_attribute("aria-pressed", "true")
     assert server.votes is not None
     line = json.loads(server.votes.read_text(encoding="utf-8").splitlines()[-1])
     assert line["kind"] == "up"
     assert len(line["messages"]) == 6
     assert line["reply_id"].startswith("chatcmpl-")
 
+
+def stop_and_again(page: Page, server: PageServer, shape: tuple[str, int]) -> None:
     ask(page, LONG)
     expect(page.locator(".reply.last .text")).to_contain_text("3, ")
     shot(page, "writing", only=("dark", 390), shape=shape)
@@ -169,13 +188,14 @@ def test_a_conversation(server: PageServer, opened: Open, scheme: str, width: in
     told = engine.told
     page.wait_for_timeout(200)
     assert engine.told == told  # nothing is computed for a reply that nobody reads
-    shown = last(page)
-    assert shown.startswith("1, 2, 3,")
+    assert last(page).startswith("1, 2, 3,")
     page.locator(".reply.last .doing[aria-label^='Write']").click()
     expect(page.locator(".reply.last .text")).to_contain_text("2, ")
     page.click("#stop")
     expect(page.locator(".reply.stopped")).to_have_count(1)
 
+
+def an_edit(page: Page) -> None:
     page.locator(".asked .doing").last.click()
     page.fill(".editing textarea", "How many things are there?")
     sound(page)
@@ -183,21 +203,28 @@ def test_a_conversation(server: PageServer, opened: Open, scheme: str, width: in
     replied(page, 4)
     assert last(page).isdigit()
 
+
+def too_long(page: Page, shape: tuple[str, int]) -> None:
     ask(page, "word " * 1500)
     trouble = page.locator(".reply.last .trouble")
     expect(trouble).to_contain_text("Too long for this model")
     assert re.search(r"\d{4} .*tokens", trouble.inner_text())
     sound(page)
-    shot(page, f"long-{name}", only=("light", 390), shape=shape)
+    shot(page, "long", only=("light", 390), shape=shape)
     trouble.get_by_role("button", name="Change the question").click()
     page.fill(".editing textarea", "Is there a star?")
     page.press(".editing textarea", "Enter")
     replied(page, 5)
 
+
+def a_broken_picture(page: Page) -> None:
     page.set_input_files("#files", [file("note.png", b"<html>not found</html>")])
     expect(page.locator("#said")).to_contain_text("note.png cannot be opened as a picture")
     sound(page)
 
+
+def a_restart(page: Page, server: PageServer, shape: tuple[str, int]) -> None:
+    trouble = page.locator(".reply.last .trouble")
     server.stop()
     ask(page, "Is there a circle?")
     expect(trouble).to_contain_text("The server does not answer")
@@ -207,11 +234,7 @@ def test_a_conversation(server: PageServer, opened: Open, scheme: str, width: in
     shot(page, "back", only=("light", 1440), shape=shape)
     trouble.get_by_role("button", name="Try again").click()
     replied(page, 6)
-    assert len(engine_messages(server)) == 11
-
-
-def engine_messages(server: PageServer) -> tuple[object, ...]:
-    return server.engines["tiny-next"].asked[-1].conversation.messages
+    assert len(server.engines["tiny-next"].asked[-1].conversation.messages) == 11
 
 
 def test_a_models_words_are_text(server: PageServer, opened: Open) -> None:
@@ -392,3 +415,28 @@ def test_a_huge_reply_is_shown(server: PageServer, opened: Open) -> None:
     assert len(last(page)) > 300_000
     ask(page, "Is there a star?")
     expect(page.locator(".trouble")).to_contain_text("Too long for this model")
+
+
+def test_a_model_that_is_still_being_loaded_is_waited_for(models: dict[str, Assistant], opened: Open) -> None:
+    with PageServer({}) as early:
+        page = opened(early.url, ready=False)
+        expect(page.locator("#status")).to_contain_text("The model is being loaded")
+        sound(page)
+        early.stop()
+        early.assistants = models
+        early.start()
+        expect(page.locator("#examples button")).to_have_count(4)
+        expect(page.locator("#status")).to_be_empty()
+
+
+def test_a_picture_is_seen_before_it_is_sent(server: PageServer, opened: Open) -> None:
+    page = opened(server.url)
+    page.click("#sight-button")
+    expect(page.locator("#sight-body")).to_contain_text("Add a picture")
+    page.set_input_files("#files", [DOG])
+    expect(page.locator("#sight-body")).to_contain_text("268 tokens")
+    page.set_input_files("#files", [MOONS])
+    expect(page.locator("#sight-body")).to_contain_text("336 tokens")
+    expect(page.get_by_role("button", name="Attention")).to_be_disabled()
+    page.click("[aria-label='Remove picture 2']")
+    expect(page.locator("#sight-body")).to_contain_text("268 tokens")

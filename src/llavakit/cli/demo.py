@@ -80,7 +80,7 @@ def on_a_page(loading: options.Loading) -> None:
     assistant = loading.assistant()
     examples = {row.image: row.question for row in reversed(shipped_questions())}
     with as_file(files("llavakit") / "pictures") as folder:
-        asked = [(question, folder / image) for image, question in examples.items()]
+        asked = [(question, folder / image) for image, question in reversed(examples.items())]
         gradio_app.launch(assistant, name=loading.model or "tiny", examples=asked)
 
 

@@ -333,11 +333,11 @@ def _write(
     page: bool,
 ) -> None:
     from llavakit.eval.page import write_page
-    from llavakit.eval.run_folder import replaced
+    from llavakit.eval.report import write_scores
 
     place.mkdir(parents=True, exist_ok=True)
     if scores:
-        replaced(place / "scores.json", json.dumps([asdict(score) for score in scores], indent=1) + "\n")
+        write_scores(place, scores)
     if page:
         rows = [(one, _verdict(benchmark, one)) for one in answered]
         told = [f"{key}: {value}" for key, value in [("model", str(facts.get("model", ""))), *_how(way)]]

@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from uuid import uuid4
 
 from llavakit.errors import ConfigError, DataError
 from llavakit.eval import answers
 from llavakit.eval.benchmark import Protocol, Question
+from llavakit.eval.files import replaced
 
 ANSWERS, FAILURES, RUN, LEDGER = "answers", "failures", "run.json", "ledger.sqlite"
 _PART = re.compile(r"\.rank-\d+-of-\d+\.jsonl")
@@ -205,19 +205,6 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def replaced(path: Path, text: str) -> None:
-    """Write beside the name and take it when all is on the disk."""
-    draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 class _Appended:

@@ -8,17 +8,17 @@ it knows without sight, and the table prints both. Scoring is pure: answers are 
 
 from __future__ import annotations
 
+import io
 import json
-import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llavakit.errors import DataError
-from llavakit.eval import benchmark
+from llavakit.eval import benchmark, intervals
 from llavakit.eval.benchmark import Answered, Benchmark, Protocol, Published, Question, Verdict
+from llavakit.eval.files import json_lines, replaced
 from llavakit.scenes.draw import blank, draw
 from llavakit.scenes.export import even_benchmark
 from llavakit.scenes.questions import KINDS
@@ -61,8 +61,9 @@ class Score:
     @property
     def half_width(self) -> float:
         """Half of the 95 % Wilson interval."""
-        n, z = self.total, 1.96
-        return z / (1 + z * z / n) * math.sqrt(self.share * (1 - self.share) / n + z * z / (4 * n * n))
+        half = intervals.share(self.kind, self.right, self.total).half_width
+        assert half is not None
+        return half / 100
 
 
 def held_out(per_kind: int = PER_KIND, *, seed: int = 0) -> list[Asked]:
@@ -153,17 +154,15 @@ def make(folder: Path, limit: int | None = None) -> None:
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     if not (folder / FILE).exists():
         rows = [row | {"image": f"{Path(row['image']).stem}.png"} for row in even_benchmark("test", PER_KIND)]
-        draft = folder / f".{FILE}.{os.getpid()}"
-        draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(draft, folder / FILE)
+        json_lines(folder / FILE, rows)
     for question in questions(folder, SCENES.protocols[0])[:limit]:
         assert question.image is not None
         path = question.image.source
         assert isinstance(path, Path)
         if not path.exists():
-            draft = path.with_name(f".{os.getpid()}.png")
-            draw(make_scene(int(path.stem))).save(draft)
-            os.replace(draft, path)
+            drawn = io.BytesIO()
+            draw(make_scene(int(path.stem))).save(drawn, "PNG")
+            replaced(path, drawn.getvalue(), sync=False)
 
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
@@ -191,7 +190,7 @@ def numbers(answered: Sequence[Answered]) -> list[benchmark.Score]:
     """Percent by type, of all but small print (what is quoted), and of all. No answer is a wrong one."""
     rows = [Asked(kind=one.question.category, seed=0, question=one.question.prompt, answer=one.question.truth) for one in answered]
     return [
-        benchmark.Score(metric=s.kind, value=100 * s.share, count=s.total, half_width=100 * s.half_width, headline=s.kind == MOST)
+        intervals.share(s.kind, s.right, s.total, headline=s.kind == MOST)
         for s in _summed(score(rows, [one.text or "" for one in answered]))
         if s.total
     ]

@@ -43,13 +43,15 @@ def app(responder: Responder, *, name: str, examples: Sequence[tuple[str, Path]]
         reply,
         multimodal=True,
         title=name,
-        chatbot=gradio.Chatbot(render_markdown=False, sanitize_html=True, height="65vh"),
+        chatbot=gradio.Chatbot(render_markdown=False, sanitize_html=True, height="65vh", show_label=False, buttons=["copy"]),
         textbox=gradio.MultimodalTextbox(file_types=["image"], file_count="multiple", placeholder="Add a picture and ask something"),
         additional_inputs=[
             gradio.Slider(0, 2, 0, step=0.1, label="Temperature"),
             gradio.Slider(0.05, 1, 1, step=0.05, label="Top p"),
             gradio.Slider(16, 1024, 256, step=16, label="Longest reply, in tokens"),
         ],
+        additional_inputs_accordion="Parameters",
+        analytics_enabled=False,
         examples=[[{"text": question, "files": [str(picture)]}] for question, picture in examples] or None,
         cache_examples=False,
     )

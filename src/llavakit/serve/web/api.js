@@ -4,9 +4,9 @@ import * as keep from "./keep.js";
 
 // What went wrong, what to do, and how to go on: `kind` is one of key, busy, gone, cut, long, picture, model, large, other.
 export class Trouble extends Error {
-  constructor(kind, title, words, { wait = 0 } = {}) {
+  constructor(kind, title, words, { wait = 0, code = null } = {}) {
     super(title);
-    Object.assign(this, { kind, title, words, wait });
+    Object.assign(this, { kind, title, words, wait, code });
   }
 }
 
@@ -96,7 +96,7 @@ function explained({ message, code, param }, status, wait = 0, messages = []) {
   const which = pictureAt(param ?? "", messages);
   const words = sentences(which ? `picture ${which}: ${message}` : message ?? "");
   if (status === 401) return new Trouble("key", "This server asks for a key", words || "Enter the key that whoever runs it gave you.");
-  if (status === 503 || status === 429) return new Trouble("busy", BUSY[code] ?? "The server is busy", words || "It replies to others first.", { wait: Math.min(Math.max(wait, 1), 120) });
+  if (status === 503 || status === 429) return new Trouble("busy", BUSY[code] ?? "The server is busy", words || "It replies to others first.", { wait: Math.min(Math.max(wait, 1), 120), code });
   if (code === "context_length_exceeded") return new Trouble("long", "Too long for this model", words);
   if (which || String(code).startsWith("image_")) return new Trouble("picture", "A picture cannot be used", words);
   if (status === 404) return new Trouble("model", "This server does not have that model any more", words);

@@ -16,6 +16,7 @@ let turns = [];
 let server = { models: [], votes: false };
 let writing = null; // AbortController of the reply being written
 let waiting = null; // timer of the next try
+let looking = false; // for a server that is not ready
 let leaving = false; // the page is about to go, and its requests break off
 
 const actions = {
@@ -90,9 +91,22 @@ async function begin() {
 }
 
 function notReady(error) {
+  if (error.kind !== "key") untilReady();
+  if (error.code === "model_loading") {
+    $("status").replaceChildren(make("div.trouble.calm", { role: "status" }, view.reading(), make("div", {}, make("strong", {}, error.title), make("p", {}, "This page goes on by itself once it is ready."))));
+    return;
+  }
   const again = make("button.strong", { type: "button", click: async () => (error.kind === "key" && !(await settings.askKey())) || begin() }, error.kind === "key" ? "Enter the key" : "Try again");
   $("status").replaceChildren(make("div.trouble", { role: "alert" }, make("strong", {}, error.title), make("p", {}, error.words), make("div.buttons", {}, again)));
-  if (error.kind !== "key") setTimeout(async () => (await api.alive()) && !server.models.length && begin(), 1500 + 1000 * error.wait);
+}
+
+async function untilReady() {
+  if (looking) return;
+  looking = true;
+  do await new Promise((done) => setTimeout(done, 1000));
+  while (!(await api.alive()));
+  looking = false;
+  if (!server.models.length) await begin();
 }
 
 function example({ picture, question }) {
@@ -116,6 +130,7 @@ function modelNow() { return $("model").value; }
 // Ask a question; `at`: in the place of an earlier one, and what followed it is forgotten.
 async function ask(text, ids, at = turns.length) {
   if (writing) return;
+  waitNoMore();
   const dropped = talk.pictures(turns.slice(at)).filter((id) => !ids.includes(id));
   turns = [...turns.slice(0, at), talk.question(text, ids), talk.reply(modelNow())];
   pictures.forget(dropped);
@@ -201,13 +216,16 @@ async function untilBack(turn) {
 
 function stop() {
   writing?.abort();
-  if (waiting) {
-    clearTimeout(waiting);
-    waiting = null;
-    const turn = turns.at(-1);
-    if (turn.trouble) turn.trouble.wait = 0;
-    finish(turn);
-  }
+  waitNoMore();
+}
+
+function waitNoMore() {
+  if (!waiting) return;
+  clearTimeout(waiting);
+  waiting = null;
+  const turn = turns.at(-1);
+  if (turn.trouble) turn.trouble.wait = 0;
+  finish(turn);
 }
 
 async function fresh() {

@@ -50,6 +50,7 @@ export async function refresh() {
     const found = await api.post("web/api/see", { model: from.model, messages: await from.messages() });
     if (mine !== asked) return;
     seen = { ...found, from };
+    if (from.open && !chosen) picture = found.pictures.length; // the last is the newest
     picture = Math.min(picture, Math.max(0, found.pictures.length - 1));
     draw();
     if (mode === "attention") await look();

@@ -106,7 +106,7 @@ function replied(turn, actions) {
     turn.state === "writing" ? null : make("div.doings", {}, ...doings(turn, actions)));
 }
 
-function reading() {
+export function reading() {
   return make("span.reading", { role: "img", "aria-label": "Reading" }, ...Array.from({ length: 9 }, () => make("i")));
 }
 
