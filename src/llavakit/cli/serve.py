@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Exit, Option
+from typer import Argument, Option
 
 from llavakit.cli import launch, options
 from llavakit.errors import ConfigError
@@ -121,7 +121,7 @@ def serve(
     listening = bind(host, port)
     _log(quiet)
     address = f"http://{_bracketed(host)}:{listening.getsockname()[1]}"
-    _warn(host, settings)
+    warn(host, settings)
     service, shown, begun = Service(settings=settings), dict[str, "Shown"](), time.perf_counter()
 
     def load() -> Mapping[str, Engine]:
@@ -130,10 +130,7 @@ def serve(
         return engines
 
     more = [*routes(service, shown, PageSettings(votes=votes)), *(_worker_routes(service, shown) if worker else ())]
-    code = Server(service, listening, load, grace=grace, routes=more).serve_until_told()
-    leave(code)
-    if code:
-        raise Exit(code)
+    leave(Server(service, listening, load, grace=grace, routes=more).serve_until_told())
 
 
 def named(models: Sequence[str] | None, served: Sequence[str] | None, loading: options.Loading) -> dict[str, options.Loading]:
@@ -193,7 +190,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _warn(host: str, settings: Settings) -> None:
+def warn(host: str, settings: Settings) -> None:
     if not is_loopback(host) and settings.key is None:
         _say(f"WARNING: everybody who reaches {host} can use this server. Set LLAVA_API_KEY, or listen on 127.0.0.1")
     if settings.remote is not None and "*" in settings.remote.hosts:
