@@ -48,6 +48,14 @@ def test_s1_a_client_that_goes_ends_its_reply(body: bytes, script: Any) -> None:
     assert engine.ended == ["cancelled"]
 
 
+def test_s1_a_client_that_goes_while_it_sends_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "llavakit.serve")
+    with serving(service()) as running:
+        running.talk(request(BODY)[:-5]).close()
+        until(lambda: "gone=True" in caplog.text)
+    assert "error" not in caplog.text
+
+
 def test_s2_overload_is_told_at_once_and_passes() -> None:
     engine = ScriptedEngine(lambda ask: ["a", 0.3, "b"], room=4)
     with serving(service(engine)) as running, ThreadPoolExecutor(40) as pool, httpx.Client(base_url=running.url) as http:
@@ -286,3 +294,5 @@ def test_a4_a_large_body_is_answered_over_a_socket_before_it_is_sent() -> None:
         headers = {"authorization": "Bearer k", "content-type": "application/json"}
         wrong(httpx.post(running.url + CHAT, content=big, headers=headers), 413, "request_too_large")
         wrong(httpx.post(running.url + CHAT, content=big), 401, "invalid_api_key")
+        chunked = httpx.post(running.url + CHAT, content=iter([big[:50_000]] * 400), headers=headers)
+        wrong(chunked, 413, "request_too_large")

@@ -164,7 +164,7 @@ def test_a4_all_bodies_together_are_bounded() -> None:
 
 def test_a5_pictures_are_counted_and_weighed_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     url = data_url(png(100, 100))
-    monkeypatch.setattr("PIL.Image.Image.load", None)  # whoever decodes fails
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)  # whoever decodes fails
     wrong(run(post(service(limits=Limits(images=2)), look(url, url, url))), 400, "too_many_images")
     wrong(run(post(service(limits=Limits(bytes=300)), look(url, url, url))), 400, "media_budget_exceeded")
     wrong(run(post(service(limits=Limits(pixels=25_000)), look(url, url, url))), 400, "media_budget_exceeded")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Exit, Option
 
 from llavakit.cli import options
-from llavakit.cli.serve import AllowHost, Bounds, Names, RemoteImages, engine, named
+from llavakit.cli.serve import AllowHost, Bounds, Names, RemoteImages, Room, engine, named
 from llavakit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def batch(
     at_once: Annotated[int, Option("--at-once", min=1, max=4096, help="Requests under way at once, at most.")] = 32,
     *,
     bounds: Bounds,
+    room: Room,
     loading: options.Loading,
 ) -> None:
     """Answer a file of requests."""
@@ -51,7 +52,7 @@ def batch(
 
     hosts = ("*",) if remote_images else tuple(allow_host or ())
     settings = Settings(limits=bounds.limits(), remote=Remote(hosts=hosts) if hosts else None)
-    service = Service({name: engine(one, name) for name, one in wanted.items()}, settings)
+    service = Service({name: engine(one, name, room) for name, one in wanted.items()}, settings)
     counts = asyncio.run(answer_all(service, requests, responses, at_once=at_once, tell=_teller()))
     known = f", {counts.known:,} known before" if counts.known else ""
     print(f"batch: {counts.good:,} answered, {counts.bad:,} in error{known}", file=sys.stderr)

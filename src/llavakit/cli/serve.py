@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Exit, Option
+from typer import Argument, Option
 
 from llavakit.cli import launch, options
 from llavakit.errors import ConfigError
@@ -79,6 +79,20 @@ class Bounds:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """How much is done at once: ``serve.room.Limits`` as options; what is left out fits the machine."""
+
+    running: Annotated[int | None, Option("--running", min=1, help="Replies written at once (default: 16; 64 on a GPU).")] = None
+    waiting: Annotated[int | None, Option("--waiting", min=0, help="Requests that may wait; more are told to come back.")] = None
+    kv_gib: Annotated[float | None, Option("--kv-gib", min=0.001, help="Memory for keys and values (default: of what is free).")] = None
+
+    def chosen(self) -> dict[str, int]:
+        kv_bytes = None if self.kv_gib is None else int(self.kv_gib * 2**30)
+        given = {"running": self.running, "waiting": self.waiting, "kv_bytes": kv_bytes}
+        return {name: value for name, value in given.items() if value is not None}
+
+
 @options.spread
 def serve(
     models: Models = None,
@@ -96,6 +110,7 @@ def serve(
     other: Other = None,
     *,
     bounds: Bounds,
+    room: Room,
     loading: options.Loading,
     how: launch.Engine,
 ) -> None:
@@ -121,19 +136,16 @@ def serve(
     listening = bind(host, port)
     _log(quiet)
     address = f"http://{_bracketed(host)}:{listening.getsockname()[1]}"
-    _warn(host, settings)
+    warn(host, settings)
     service, shown, begun = Service(settings=settings), dict[str, "Shown"](), time.perf_counter()
 
     def load() -> Mapping[str, Engine]:
-        engines = {name: engine(one, name, shown) for name, one in wanted.items()}
+        engines = {name: engine(one, name, room, shown) for name, one in wanted.items()}
         _say(f"serving {', '.join(engines)} at {address} after {time.perf_counter() - begun:.1f} s (API: {address}/v1; Ctrl-C ends it)")
         return engines
 
     more = [*routes(service, shown, PageSettings(votes=votes)), *(_worker_routes(service, shown) if worker else ())]
-    code = Server(service, listening, load, grace=grace, routes=more).serve_until_told()
-    leave(code)
-    if code:
-        raise Exit(code)
+    leave(Server(service, listening, load, grace=grace, routes=more).serve_until_told())
 
 
 def named(models: Sequence[str] | None, served: Sequence[str] | None, loading: options.Loading) -> dict[str, options.Loading]:
@@ -150,13 +162,13 @@ def named(models: Sequence[str] | None, served: Sequence[str] | None, loading: o
     return {name: replace(loading, model=model) for name, model in zip(names, given, strict=True)}
 
 
-def engine(loading: options.Loading, name: str, shown: dict[str, Shown] | None = None) -> Engine:
+def engine(loading: options.Loading, name: str, room: Room, shown: dict[str, Shown] | None = None) -> Engine:
     """A model, loaded and ready to be asked."""
     from llavakit.serve.engine import AssistantEngine
     from llavakit.serve.web import Shown
 
     assistant = loading.assistant()
-    made = AssistantEngine.start(assistant, model_id=loading.model or "tiny")
+    made = AssistantEngine.start(assistant, model_id=loading.model or "tiny", chosen=room.chosen())
     if shown is not None:
         shown[name] = Shown(processor=assistant.processor, model=assistant.model)
     return made
@@ -193,7 +205,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _warn(host: str, settings: Settings) -> None:
+def warn(host: str, settings: Settings) -> None:
     if not is_loopback(host) and settings.key is None:
         _say(f"WARNING: everybody who reaches {host} can use this server. Set LLAVA_API_KEY, or listen on 127.0.0.1")
     if settings.remote is not None and "*" in settings.remote.hosts:

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -41,14 +42,16 @@ _GLANCE = 0.02  # seconds between looks while draining
 class AssistantEngine:
     """A ``protocol.Engine``. ``start`` makes one; ``drain`` ends it."""
 
-    def __init__(self, assistant: Assistant, *, model_id: str, limits: Limits | None = None) -> None:
+    def __init__(
+        self, assistant: Assistant, *, model_id: str, limits: Limits | None = None, chosen: Mapping[str, int] | None = None
+    ) -> None:
         model = assistant.model
         if model.device.type == "cpu":
             keep_memory()
             _pack(assistant)
         reader = reader_for(model)
         fits = min(context_length(model), assistant.processor.max_length)
-        self.limits = limits or Limits.fitting(reader.shape, context=fits)
+        self.limits = limits or Limits.fitting(reader.shape, context=fits, **chosen or {})
         self.model_id = model_id
         self.context = min(fits, reader.shape.positions_in(self.limits.kv_bytes))
         self.together = reader.packed
@@ -64,9 +67,14 @@ class AssistantEngine:
         self._thread = threading.Thread(target=self._run, name="llava-engine", daemon=True)
 
     @staticmethod
-    def start(assistant: Assistant, *, model_id: str = "llava", limits: Limits | None = None) -> AssistantEngine:
-        """The assistant's model belongs to the engine from now on: nobody else may run it while replies are under way."""
-        engine = AssistantEngine(assistant, model_id=model_id, limits=limits)
+    def start(
+        assistant: Assistant, *, model_id: str = "llava", limits: Limits | None = None, chosen: Mapping[str, int] | None = None
+    ) -> AssistantEngine:
+        """The assistant's model belongs to the engine from now on: nobody else may run it while replies are under way.
+
+        Without ``limits`` they are what fits this machine, but for the ``chosen`` fields.
+        """
+        engine = AssistantEngine(assistant, model_id=model_id, limits=limits, chosen=chosen)
         engine._thread.start()
         return engine
 

@@ -22,6 +22,7 @@ from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llavakit.errors import LlavaError, RequestError
@@ -75,7 +76,7 @@ class Guard:
             self._check_host(headers)
             self._check_key(scope["path"], headers)
             await self.app(scope, body, send)
-        except ClientGoneError:
+        except (ClientGoneError, ClientDisconnect):
             record.notes["gone"] = True
         except Exception as error:  # the last border: no route may end without an answer
             note(record, error)

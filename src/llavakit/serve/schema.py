@@ -83,7 +83,7 @@ Content = Annotated[Annotated[str, Tag("as string")] | Annotated[list[SomePart],
 
 class ChatMessage(Body):
     role: str = Field(json_schema_extra={"enum": ["system", "developer", "user", "assistant"]})
-    content: Content | None = None
+    content: Content
 
 
 class StreamOptions(Body):
@@ -188,8 +188,6 @@ def _message(index: int, message: ChatMessage, pictures: Iterator[bytes]) -> Mes
     role = "system" if message.role == "developer" else message.role
     if role in ("tool", "function"):
         raise _unsupported(f"messages[{index}].role", "tools are not supported")
-    if message.content is None:
-        raise refuse("the message has no content", code="bad_content", where=f"messages[{index}].content", remedy="send text or parts")
     if isinstance(message.content, str):
         return Message(role, (Text(message.content),))  # type: ignore[arg-type]  # checked by Conversation
     parts: list[Part] = []

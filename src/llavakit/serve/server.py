@@ -13,11 +13,13 @@ import errno
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import h11
 import uvicorn
@@ -122,10 +124,13 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def leave(code: int) -> None:
-    """End the process although a thread may still be loading: it cannot be interrupted, and nobody waits for it."""
-    if any(thread.name == "load" for thread in threading.enumerate()):
-        os._exit(code)
+def leave(code: int) -> NoReturn:
+    """End the process as it is: everybody has been answered, a thread that still loads or computes cannot be interrupted, and taking torch
+    apart piece by piece takes seconds."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 class Connection(H11Protocol):
