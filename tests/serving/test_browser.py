@@ -1,46 +1,28 @@
-"""The chat page in a real browser, light and dark, at 390 and 1440 pixels, over a server in a thread (W4 to W6).
-
-CHAT_SHOTS=docs/chat saves the pictures that docs/chat.md shows.
-"""
+"""The chat page in a real browser, light and dark, at 390 and 1440 pixels, over a server in a thread (W4 to W6)."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from browsing import DOG, MOONS, SHAPES, Browser, Page, ask, expect, file, last, replied, shot, sound, started, until
 from page_server import HTML, LONG, UNSAFE, PageServer
 from PIL import Image
 
 from llavakit.assistant import Assistant
 from llavakit.serve.limits import Limits
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the page is driven by playwright, which is not installed")
-Browser, Page, expect = sync_api.Browser, sync_api.Page, sync_api.expect
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PICTURES = Path(str(files("llavakit") / "pictures"))
-DOG, MOONS = PICTURES / "scene-60002004.png", PICTURES / "scene-60002420.png"
-SHAPES = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 390)]
 Open = Callable[..., Page]
-
-FAULTS = (Path(__file__).parent / "page_faults.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no browser on this machine: none of {', '.join(BROWSERS)} is installed")
-    with sync_api.sync_playwright() as playing:
-        browser = playing.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with started() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -76,48 +58,6 @@ def opened(browser: Browser) -> Iterator[Open]:
     for context in contexts:
         context.close()
     assert not failures
-
-
-def ask(page: Page, words: str, *pictures: Path | dict[str, object]) -> None:
-    if pictures:
-        before = page.locator("#picked li").count()
-        page.set_input_files("#files", list(pictures))
-        expect(page.locator("#picked li")).to_have_count(before + len(pictures))
-    page.fill("#words", words)
-    page.press("#words", "Enter")
-
-
-def replied(page: Page, count: int) -> None:
-    expect(page.locator(".reply.done")).to_have_count(count)
-
-
-def last(page: Page) -> str:
-    return page.locator(".reply .text").last.inner_text()
-
-
-def shot(page: Page, name: str, *, only: tuple[str, int] | None = None, shape: tuple[str, int] | None = None) -> None:
-    """Save what is seen for the docs."""
-    folder = os.environ.get("CHAT_SHOTS")
-    if folder and (only is None or only == shape):
-        page.wait_for_timeout(500)
-        seen = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        seen.save(Path(folder) / f"{name}.png", optimize=True)
-
-
-def until(page: Page, true: Callable[[], bool]) -> None:
-    for _ in range(100):
-        if true():
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError("it does not become true")
-
-
-def sound(page: Page) -> None:
-    assert page.evaluate(FAULTS) == []
-
-
-def file(name: str, data: bytes) -> dict[str, object]:
-    return {"name": name, "mimeType": "image/png", "buffer": data}
 
 
 @pytest.mark.parametrize(("scheme", "width"), SHAPES)
