@@ -24,9 +24,9 @@ from llavakit.model.cpu import accelerate_cpu
 from llavakit.model.generation import Past, check_context, generate, stream
 from llavakit.model.llava import Llava
 from llavakit.model.quantize import Quantization
-from llavakit.processor import Batch, Inputs, Processor
+from llavakit.processor import IGNORED, Batch, Inputs, Processor
 from llavakit.prompts import Template
-from llavakit.text_stream import TextStream, finished_text, held_ids
+from llavakit.text_stream import TextStream, finished_text, held_ids, text_behind
 from llavakit.types import Conversation, Sampling, assistant
 
 GREEDY = Sampling()
@@ -88,39 +88,46 @@ class Assistant:
             accelerate_cpu(model, packed=(model.vision_tower, model.multi_modal_projector))
         return Assistant(model, processor, commit=places.commit_of(folder))
 
-    def reply(self, conversation: Conversation, sampling: Sampling = GREEDY) -> Iterator[str]:
+    def reply(self, conversation: Conversation, sampling: Sampling = GREEDY, *, begun: bool = False) -> Iterator[str]:
         """The reply, piece by piece; beam search has one piece. What is wrong with the question is raised before the first piece.
 
-        Raises PromptError (``no_question``, ``empty_prompt``), ContextError (``context_length_exceeded``), ImageError.
+        ``begun``: the conversation ends with a reply that goes on; what comes is the rest of it, the blank in front included.
+        Raises PromptError (``no_question``, ``no_reply``, ``empty_prompt``), ContextError (``context_length_exceeded``), ImageError.
         """
-        batch = self._batch([self._encode(conversation, sampling)])
-        return self._pieces(batch, sampling, None)
+        inputs = self.encode(conversation, sampling, begun=begun)
+        return self._pieces(self._batch([inputs]), sampling, None, said=_said(inputs))
 
-    def reply_batch(self, conversations: Sequence[Conversation], sampling: Sampling = GREEDY) -> list[str]:
+    def reply_batch(self, conversations: Sequence[Conversation], sampling: Sampling = GREEDY, *, begun: bool = False) -> list[str]:
         """The replies to all, computed together: the same as ``"".join(reply(...))`` of each, up to the rounding of the dtype."""
-        if not conversations:
+        return self.reply_encoded([self.encode(conversation, sampling, begun=begun) for conversation in conversations], sampling)
+
+    def encode(self, conversation: Conversation, sampling: Sampling = GREEDY, *, begun: bool = False) -> Inputs:
+        """A question made ready, on the CPU; safe in a thread beside the model. Raises what ``reply`` raises."""
+        inputs = self.processor.encode(conversation, learn=False, begun=begun, room=sampling.max_new_tokens)
+        check_context(self.model, prompt=len(inputs.input_ids), new=sampling.max_new_tokens)
+        return inputs
+
+    def reply_encoded(self, encoded: Sequence[Inputs], sampling: Sampling = GREEDY) -> list[str]:
+        """``reply_batch`` of questions that ``encode`` made ready."""
+        if not encoded:
             return []
-        batch = self._batch([self._encode(conversation, sampling) for conversation in conversations])
+        batch = self._batch(encoded)
         stop = self._stop(sampling)
-        writers = [self._writer(stop) for _ in conversations]
+        said = [_said(one) for one in encoded]
+        writers = [self._writer(stop, before) for before in said]
 
         def ends(row: int, token: int) -> bool:
             writers[row].push(token)
             return writers[row].stopped
 
         rows = generate(self.model, batch, sampling=sampling, stop_ids=self.stop_ids, ends=ends if stop else None)
-        return [finished_text(self.processor.decode(row), stop) for row in rows]
+        return [self._finished(row, stop, before) for row, before in zip(rows, said, strict=True)]
 
     def session(self, conversation: Conversation | None = None) -> Session:
         """A conversation to go on with, empty or begun (a system message, earlier turns)."""
         return Session(self, Conversation(()) if conversation is None else conversation)
 
-    def _encode(self, conversation: Conversation, sampling: Sampling) -> Inputs:
-        inputs = self.processor.encode(conversation, learn=False, room=sampling.max_new_tokens)
-        check_context(self.model, prompt=len(inputs.input_ids), new=sampling.max_new_tokens)
-        return inputs
-
-    def _batch(self, inputs: list[Inputs]) -> Batch:
+    def _batch(self, inputs: Sequence[Inputs]) -> Batch:
         return self.processor.collate(inputs, side="left").to(self.model.device, self.model.dtype)
 
     def _stop(self, sampling: Sampling) -> tuple[str, ...]:
@@ -128,20 +135,25 @@ class Assistant:
 
     def writer(self, sampling: Sampling) -> TextStream:
         """Of one reply."""
-        return self._writer(self._stop(sampling))
+        return self._writer(self._stop(sampling), ())
 
-    def _writer(self, stop: Sequence[str]) -> TextStream:
-        return TextStream(self.processor.decode, held=self._held, stop=stop)
+    def _writer(self, stop: Sequence[str], said: Sequence[int]) -> TextStream:
+        return TextStream(self.processor.decode, held=self._held, stop=stop, said=said)
 
-    def _pieces(self, batch: Batch, sampling: Sampling, past: Past | None, taken: list[int] | None = None) -> Generator[str]:
-        """``past`` is continued and filled; ``taken`` collects the tokens chosen."""
+    def _finished(self, ids: Sequence[int], stop: Sequence[str], said: Sequence[int]) -> str:
+        return finished_text(text_behind(said, ids, self.processor.decode), stop, begun=bool(said))
+
+    def _pieces(
+        self, batch: Batch, sampling: Sampling, past: Past | None, taken: list[int] | None = None, *, said: Sequence[int] = ()
+    ) -> Generator[str]:
+        """``past`` is continued and filled; ``taken`` collects the tokens chosen; ``said`` are the ids of a reply that goes on."""
         stop = self._stop(sampling)
         if sampling.num_beams > 1:
             assert past is None, "beam search keeps no memory"
             (tokens,) = generate(self.model, batch, sampling=sampling, stop_ids=self.stop_ids)
-            yield finished_text(self.processor.decode(tokens), stop)
+            yield self._finished(tokens, stop, said)
             return
-        writer = self._writer(stop)
+        writer = self._writer(stop, said)
         with closing(stream(self.model, batch, sampling=sampling, stop_ids=self.stop_ids, past=past)) as chosen:
             for token in chosen:
                 if taken is not None:
@@ -178,7 +190,7 @@ class Session:
     def reply(self, conversation: Conversation, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Reply to this conversation and take it as the history: it may continue the old one or change any part of it."""
         self._hush()
-        inputs = self._assistant._encode(conversation, sampling)
+        inputs = self._assistant.encode(conversation, sampling)
         self._speaking = self._recorded(conversation, self._pieces(inputs, sampling))
         return self._speaking
 
@@ -236,6 +248,11 @@ class Session:
         )
         batch = self._assistant._batch([rest])
         return replace(batch, positions=batch.positions + read)
+
+
+def _said(inputs: Inputs) -> list[int]:
+    """The ids of all that the assistant has said so far in a conversation whose last reply goes on; of an open one, none."""
+    return inputs.input_ids[inputs.labels != IGNORED].tolist()  # type: ignore[no-any-return]
 
 
 def position_keys(inputs: Inputs, image_token_id: int) -> list[int | bytes]:

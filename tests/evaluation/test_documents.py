@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
+from families import ask, parquet, replied
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavakit.errors import DataError
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Question
-from llavakit.eval.documents import CHARTQA, DOCVQA, DOCVQA_TEST, anls, edits, relaxed
+from llavakit.eval.benchmark import SHORT, Answered, Benchmark
+from llavakit.eval.documents import CHARTQA, DOCVQA, DOCVQA_TEST, anls, relaxed
 
 PNG = b"\x89PNG\r\n\x1a\n made up"
 words = st.text("abc ", max_size=8)
@@ -76,25 +76,6 @@ def test_anls(prediction: str, answers: list[str], score: float) -> None:
     assert anls(prediction, answers) == pytest.approx(score)
 
 
-def slow(one: str, other: str) -> int:
-    """Levenshtein's own recursion."""
-    if not one or not other:
-        return len(one) + len(other)
-    return min(slow(one[1:], other) + 1, slow(one, other[1:]) + 1, slow(one[1:], other[1:]) + (one[0] != other[0]))
-
-
-@given(st.text("ab", max_size=5), st.text("ab", max_size=5))
-def test_edits(one: str, other: str) -> None:
-    assert edits(one, other) == slow(one, other)
-
-
-@given(words, words, words)
-def test_edits_are_a_distance(one: str, two: str, three: str) -> None:
-    assert edits(one, two) == edits(two, one)
-    assert edits(one, three) <= edits(one, two) + edits(two, three)
-    assert abs(len(one) - len(two)) <= edits(one, two) <= max(len(one), len(two))
-
-
 @given(words, st.lists(words, min_size=1, max_size=4))
 def test_anls_is_zero_or_at_least_a_half(prediction: str, answers: list[str]) -> None:
     score = anls(prediction, answers)
@@ -103,13 +84,9 @@ def test_anls_is_zero_or_at_least_a_half(prediction: str, answers: list[str]) ->
     assert anls(prediction, [*answers, prediction]) == 1
 
 
-def questions(benchmark: Benchmark, folder: Path) -> list[Question]:
-    return benchmark.questions(folder, benchmark.protocols[0])
-
-
 def scored(benchmark: Benchmark, folder: Path, *replies: str | None) -> dict[str, float]:
     assert benchmark.score is not None
-    found = benchmark.score([Answered(question=q, text=text) for q, text in zip(questions(benchmark, folder), replies, strict=True)])
+    found = benchmark.score(replied(ask(benchmark, folder), *replies))
     return {one.metric: one.value for one in found}
 
 
@@ -121,7 +98,7 @@ def chartqa(folder: Path) -> None:
 
 def test_chartqa_from_the_official_files(tmp_path: Path) -> None:
     chartqa(tmp_path)
-    asked = questions(CHARTQA, tmp_path)
+    asked = ask(CHARTQA, tmp_path)
     assert [(one.id, one.category) for one in asked] == [("human-0", "human"), ("augmented-0", "augmented"), ("augmented-1", "augmented")]
     assert asked[0].prompt == "How many?\nAnswer the question with a single word."
     assert asked[0].image is not None
@@ -131,20 +108,22 @@ def test_chartqa_from_the_official_files(tmp_path: Path) -> None:
     assert scored(CHARTQA, tmp_path, None, None, None)["accuracy"] == 0
 
 
-def table(path: Path, **columns: list[object]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-
-
 @pytest.mark.parametrize("form", ["lmms-lab", "HuggingFaceM4"])
 def test_chartqa_from_parquet(form: str, tmp_path: Path) -> None:
-    image = [{"bytes": PNG, "path": None}] * 2
+    rows: list[dict[str, Any]]
     if form == "lmms-lab":
-        columns = {"question": ["How many?", "Which?"], "answer": ["14", "Apples"], "type": ["human_test", "augmented_test"]}
+        rows = [
+            {"question": "How many?", "answer": "14", "type": "human_test"},
+            {"question": "Which?", "answer": "Apples", "type": "augmented_test"},
+        ]
     else:
-        columns = {"query": ["How many?", "Which?"], "label": [["14"], ["Apples"]], "human_or_machine": [0, 1]}
-    table(tmp_path / "data" / "test-00000-of-00001.parquet", image=image, **columns)
-    asked = questions(CHARTQA, tmp_path)
+        rows = [
+            {"query": "How many?", "label": ["14"], "human_or_machine": 0},
+            {"query": "Which?", "label": ["Apples"], "human_or_machine": 1},
+        ]
+    image = {"bytes": PNG, "path": None}
+    parquet(tmp_path / "data" / "test-00000-of-00001.parquet", *(row | {"image": image} for row in rows))
+    asked = ask(CHARTQA, tmp_path)
     assert [(one.id, one.truth, one.category) for one in asked] == [("human-0", "14", "human"), ("augmented-0", "Apples", "augmented")]
     places = {one.image.source for one in asked if one.image is not None}
     assert len(places) == 1  # one picture, unpacked once
@@ -165,7 +144,7 @@ def test_docvqa(tmp_path: Path) -> None:
         {"questionId": 338, "question": "Who?", "image": "documents/a_2.png", "answers": ["Ann"], "question_types": ["form", "layout"]},
     ]
     (tmp_path / "val_v1.0_withQT.json").write_text(json.dumps({"dataset_name": "docvqa", "data": rows}))
-    asked = questions(DOCVQA, tmp_path)
+    asked = ask(DOCVQA, tmp_path)
     assert [(one.id, one.given, one.category) for one in asked] == [("337", 337, "form"), ("338", 338, "form, layout")]
     assert asked[0].prompt == f"What is the date?\n{SHORT}"
     assert asked[0].image is not None
@@ -177,12 +156,11 @@ def test_docvqa(tmp_path: Path) -> None:
 
 
 def test_docvqa_from_parquet_and_its_upload(tmp_path: Path) -> None:
-    image = [{"bytes": PNG, "path": "a.png"}]
-    columns = {"questionId": ["57344"], "question": ["Who?"], "question_types": [["form"]]}
-    table(tmp_path / "validation-00000-of-00001.parquet", image=image, answers=[["Ann"]], **columns)
-    assert questions(DOCVQA, tmp_path)[0].truth == ("Ann",)
-    table(tmp_path / "test-00000-of-00001.parquet", image=image, **columns)
-    asked = questions(DOCVQA_TEST, tmp_path)
+    row = {"questionId": "57344", "question": "Who?", "question_types": ["form"], "image": {"bytes": PNG, "path": "a.png"}}
+    parquet(tmp_path / "validation-00000-of-00001.parquet", row | {"answers": ["Ann"]})
+    assert ask(DOCVQA, tmp_path)[0].truth == ("Ann",)
+    parquet(tmp_path / "test-00000-of-00001.parquet", row)
+    asked = ask(DOCVQA_TEST, tmp_path)
     assert asked[0].truth is None
     assert DOCVQA_TEST.submit is not None
     made = DOCVQA_TEST.submit([Answered(question=asked[0], text=" Ann. ")], tmp_path)
@@ -191,13 +169,13 @@ def test_docvqa_from_parquet_and_its_upload(tmp_path: Path) -> None:
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no test_human\.json and test_augmented\.json and no test-"):
-        questions(CHARTQA, tmp_path)
+        ask(CHARTQA, tmp_path)
     (tmp_path / "test_human.json").write_text("[]")
     with pytest.raises(DataError, match=r"no test_augmented\.json"):
-        questions(CHARTQA, tmp_path)
+        ask(CHARTQA, tmp_path)
     (tmp_path / "val_v1.0.json").write_text('{"data": [{"questionId": "x", "question": "?"}]}')
     with pytest.raises(DataError, match="questionId 'x' is not a number"):
-        questions(DOCVQA, tmp_path)
+        ask(DOCVQA, tmp_path)
 
 
 def test_published() -> None:

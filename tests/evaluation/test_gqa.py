@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import ask, replied
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,14 +49,12 @@ FILE = {
 def asked(folder: Path, file: dict[str, Any] = FILE, protocol: str = "llava-1.5") -> list[Question]:
     tier = "all" if protocol == "all-questions" else "balanced"
     (folder / f"testdev_{tier}_questions.json").write_text(json.dumps(file), encoding="utf-8")
-    return GQA.questions(folder, next(one for one in GQA.protocols if one.name == protocol))
+    return ask(GQA, folder, protocol)
 
 
 def scored(questions: list[Question], *replies: str | None) -> dict[str, float]:
     assert GQA.score is not None
-    return {
-        one.metric: one.value for one in GQA.score([Answered(question=q, text=text) for q, text in zip(questions, replies, strict=True)])
-    }
+    return {one.metric: one.value for one in GQA.score(replied(questions, *replies))}
 
 
 def test_questions_are_asked_as_upstream_does(tmp_path: Path) -> None:

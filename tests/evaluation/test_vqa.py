@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import ask, by_name, replied
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,13 +38,13 @@ def notes(*words: str) -> list[dict[str, Any]]:
 
 
 def questions(benchmark: Benchmark, folder: Path, protocol: str = "llava-1.5") -> list[Question]:
-    return benchmark.questions(folder, next(one for one in benchmark.protocols if one.name == protocol))
+    return ask(benchmark, folder, protocol)
 
 
 def scores(benchmark: Benchmark, folder: Path, *texts: str | None) -> dict[str, Score]:
     assert benchmark.score is not None
     asked = questions(benchmark, folder)
-    return {one.metric: one for one in benchmark.score([Answered(question=q, text=text) for q, text in zip(asked, texts, strict=True)])}
+    return by_name(benchmark.score(replied(asked, *texts)))
 
 
 # --- the three accuracies ---

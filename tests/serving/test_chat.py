@@ -36,7 +36,7 @@ def test_a_reply_comes_piece_by_piece_with_usage_last() -> None:
 
 def test_fields_become_the_ask() -> None:
     engine = ScriptedEngine()
-    fields = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": "END", "max_completion_tokens": 3}
+    fields = {"temperature": 0.5, "top_p": 0.9, "seed": 7.0, "stop": "END", "max_completion_tokens": 3}
     run(post(service(engine), look(data_url(png()), **fields)))
     (got,) = engine.asked
     assert got.conversation.messages[0].parts == (Image(png()), Text("What is this?"))

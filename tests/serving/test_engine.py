@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llavakit.assistant import Assistant
-from llavakit.errors import BusyError, ContextError, LlavaError, PromptError, SamplingError
-from llavakit.serve.protocol import Ask, Engine
+from llavakit.errors import BusyError, ConfigError, ContextError, LlavaError, PromptError, SamplingError
+from llavakit.model.cpu import CpuLinear
+from llavakit.serve.engine import AssistantEngine
+from llavakit.serve.protocol import Ask, End, Engine
 from llavakit.types import Conversation, Sampling, assistant, system, user
 
 SHORT = Sampling(max_new_tokens=12)
@@ -227,5 +231,107 @@ def test_drain_lets_go_on_what_fits_the_grace_and_cancels_the_rest(helper: Assis
             long = await engine.submit(Ask(conversation=TALKS[1], sampling=SHORT.but(max_new_tokens=900)))
             await engine.drain(0)
             assert (await read(long)).end.finish == "cancelled"
+
+    asyncio.run(run())
+
+
+def test_giving_up_from_another_thread_twice_and_after_the_end(helper: Assistant) -> None:
+    async def run() -> None:
+        async with engine_of(helper) as engine:
+            reply = await engine.submit(Ask(conversation=TALKS[1], sampling=SHORT.but(max_new_tokens=900)))
+            async for item in reply:
+                if isinstance(item, End):
+                    assert item.finish == "cancelled"
+                    assert item.reply_tokens < 900
+                    break
+                for _ in range(2):
+                    threading.Thread(target=reply.cancel).start()
+            reply.cancel()
+            assert engine.stats().cancelled == 1
+            assert (await said(engine, TALKS[1], SHORT)).text == alone(helper, TALKS[1], SHORT)
+
+    asyncio.run(run())
+
+
+def test_who_leaves_while_his_picture_is_decoded_frees_his_place(helper: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with engine_of(helper) as engine:
+            going = threading.Event()
+            encode = engine._encode
+            monkeypatch.setattr(engine, "_encode", lambda ask: going.wait(5) and encode(ask))
+            task = asyncio.create_task(engine.submit(Ask(conversation=TALKS[0], sampling=SHORT)))
+            await asyncio.sleep(0.02)
+            assert engine.stats().waiting == 1
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert engine.stats().waiting == 0
+            going.set()
+            assert (await said(engine, TALKS[0], SHORT)).text == alone(helper, TALKS[0], SHORT)
+
+    asyncio.run(run())
+
+
+def test_pictures_on_their_way_in_are_bounded_in_bytes(helper: Assistant) -> None:
+    async def run() -> None:
+        async with engine_of(helper, SMALL.but(request_bytes=100_000)) as engine:
+            big = Conversation.ask("What?", picture(1, 300, 300))
+            results = await asyncio.gather(
+                *(engine.submit(Ask(conversation=big, sampling=SHORT)) for _ in range(3)), return_exceptions=True
+            )
+            assert [isinstance(one, BusyError) for one in results] == [False, True, True]
+            await read(results[0])
+
+    asyncio.run(run())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_is_told_to_everyone(helper: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        engine = AssistantEngine.start(helper, limits=SMALL)
+        reply = await engine.submit(Ask(conversation=TALKS[1], sampling=SHORT.but(max_new_tokens=900)))
+        monkeypatch.setattr(engine._scheduler, "step", lambda: 1 / 0)
+        done = await read(reply)
+        assert done.end.finish == "error"
+        assert done.end.error is not None
+        assert done.end.error.code == "engine_stopped"
+        engine._thread.join(10)
+        assert not engine.alive
+        with pytest.raises(BusyError):
+            await engine.submit(Ask(conversation=TALKS[1], sampling=SHORT))
+        assert engine.stats().waiting == 0
+        await engine.drain(0)
+
+    asyncio.run(run())
+
+
+def test_a_reader_whose_loop_has_ended_harms_nobody(helper: Assistant) -> None:
+    engine = AssistantEngine.start(helper, limits=SMALL)
+    asyncio.run(_left_behind(engine))
+    assert asyncio.run(said(engine, TALKS[1], SHORT)).text == alone(helper, TALKS[1], SHORT)
+    asyncio.run(engine.drain(0))
+    assert not engine.alive
+
+
+async def _left_behind(engine: AssistantEngine) -> None:
+    await engine.submit(Ask(conversation=TALKS[1], sampling=SHORT.but(max_new_tokens=900)))
+
+
+@pytest.mark.parametrize(("field", "value"), [("running", 0), ("chunk", 0), ("waiting", -1), ("feature_bytes", -1)])
+def test_limits_are_checked(field: str, value: int) -> None:
+    with pytest.raises(ConfigError):
+        SMALL.but(**{field: value})
+
+
+def test_in_bfloat16_weights_are_laid_anew_and_everyone_is_served(tiny_model_dir: Path) -> None:
+    made = Assistant.load(tiny_model_dir, device="cpu", dtype="bf16")
+    made.stop_ids = frozenset()
+
+    async def run() -> None:
+        async with engine_of(made) as engine:
+            linears = [module for module in made.model.language_model.modules() if isinstance(module, CpuLinear)]
+            assert linears
+            assert len({module.keep_packed for module in linears}) == 1
+            done = await asyncio.gather(*(said(engine, talk, SHORT) for talk in TALKS * 2))
+            assert all(one.end.finish == "length" for one in done)
 
     asyncio.run(run())

@@ -79,6 +79,7 @@ MISTYPED: dict[str, tuple[dict[str, Any], str]] = {
     "temperature words": (ask(temperature="hot"), "temperature"),
     "temperature true": (ask(temperature=True), "temperature"),
     "max_tokens half": (ask(max_tokens=1.5), "max_tokens"),
+    "seed half": (ask(seed=0.5), "seed"),
     "stream a word": (ask(stream="yes"), "stream"),
     "stop numbers": (ask(stop=[1]), "stop[0]"),
     "seed words": (ask(seed="x"), "seed"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from llavakit.assistant import Assistant
 from llavakit.errors import LlavaError
 from llavakit.serve.job import Job
+from llavakit.serve.room import Pace
 from llavakit.types import Conversation, Sampling, assistant, user
 
 SHORT, LONG = Sampling(max_new_tokens=6), Sampling(max_new_tokens=200)
@@ -238,3 +239,20 @@ def test_the_words_of_a_reply_are_not_read_again(helper: Assistant, monkeypatch:
     second = steps.job(talk.then(assistant(reply)).then(user("How many?")), SHORT)
     steps.finish()
     assert second.cached == first.prompt_tokens + len(ids), "its end and what comes after are new"
+
+
+def test_a_slow_machine_takes_smaller_chunks() -> None:
+    pace = Pace(SMALL.but(chunk=200, chunk_alone=400, pause=0.5))
+    first = pace.budget(alone=True)
+    assert first == pace.budget(alone=False) < 200
+    for _ in range(20):
+        pace.took(100, 1.0)
+    assert (round(pace.budget(alone=False)), round(pace.budget(alone=True))) == (50, 200)
+    pace.took(3, 100.0)  # a step of tokens alone says nothing about reading
+    assert round(pace.budget(alone=False)) == 50
+    for _ in range(40):
+        pace.took(100, 1000.0)
+    assert pace.budget(alone=False) == 16, "it goes on"
+    for _ in range(40):
+        pace.took(100, 0.001)
+    assert (pace.budget(alone=False), pace.budget(alone=True)) == (200, 400)

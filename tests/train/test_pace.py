@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llavakit.cli import main
 from llavakit.config import FINETUNE, PRETRAIN, Lora, TrainConfig
+from llavakit.model.cards import Card
 from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig, clip, llama
 from llavakit.train import pace
-from llavakit.train.cards import Card
 from llavakit.train.described import Samples, outline, planned
 from llavakit.train.plan import flops, hours, plan
 

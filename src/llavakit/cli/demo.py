@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import Annotated
 
-from typer import Option
+from typer import Option, confirm
 
 from llavakit.cli import border, options, terminal
 
@@ -57,6 +59,17 @@ def demo(
         right += good
         show_row(row, reply, good=good)
     terminal.out().print(f"{right} of {len(rows)} right, {seconds / len(rows):.2f} s each.")
+    offer_page(loading.model)
+
+
+def offer_page(model: str | None) -> None:
+    """The chat page as the next thing to do: opened at once where somebody can say yes."""
+    words = ["serve", *([model] if model else [])]
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        terminal.out().print(f"Ask it yourself on a page: llava {' '.join(words)}", markup=False)
+        return
+    if confirm("Ask it yourself on a chat page?", default=True):
+        os.execv(sys.executable, [sys.executable, "-m", "llavakit", *words])
 
 
 def on_a_page(loading: options.Loading) -> None:

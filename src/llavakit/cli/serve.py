@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option
 
-from llavakit.cli import options
+from llavakit.cli import launch, options
 from llavakit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ EXAMPLES = """Examples:
   llava serve llava-hf/llava-1.5-7b-hf --quantize 8bit
   LLAVA_API_KEY=secret llava serve my-llava --host 0.0.0.0 --served-name team
   llava serve tiny tiny-next --allow-host "*.wikimedia.org"
+  llava serve my-llava --engine vllm --gpu A100-80 --print
 """
 MIB = 1 << 20
 
@@ -53,6 +55,10 @@ HostName = Annotated[
 Votes = Annotated[Path | None, Option("--votes", metavar="FILE", help="Let the page's users vote, and append their votes here.")]
 Worker = Annotated[bool, Option("--worker", help="Answer clients of the original demo's workers too (/worker_generate_stream).")]
 Grace = Annotated[float, Option("--grace", min=0, help="Seconds that replies under way have to end, once told to stop.")]
+Other = Annotated[
+    str | None,
+    Option("--engine", metavar="NAME", help="sglang or vllm: write or run its line in place of our engine, as llava launch does."),
+]
 Quiet = Annotated[bool, Option("--quiet", help="No line for each request.")]
 
 
@@ -87,11 +93,23 @@ def serve(
     worker: Worker = False,
     grace: Grace = 30.0,
     quiet: Quiet = False,
+    other: Other = None,
     *,
     bounds: Bounds,
     loading: options.Loading,
+    how: launch.Engine,
 ) -> None:
-    """Serve models by OpenAI's HTTP, with a chat page."""
+    """Serve models by OpenAI's HTTP, with a chat page; or hand one over to SGLang or vLLM."""
+    if other is not None:
+        if len(models or ()) > 1:
+            raise ConfigError(f"{other} serves one model", code="bad_value", where="MODEL", remedy="start one process for each")
+        if api_key:
+            os.environ["LLAVA_API_KEY"] = api_key
+        name = next(iter(models or ()), None)
+        how = how if how.name or not served_name else replace(how, name=served_name[0])
+        packed = loading.quantize.value if loading.quantize else None
+        launch.engine_command(other, name, how, host=host, port=port, revision=loading.revision, packed=packed)
+        return
     wanted = named(models, served_name, loading)
     hosts = ("*",) if remote_images else tuple(allow_host or ())
     settings = _settings(bounds.limits(), api_key, host, hosts, tuple(host_name or ()))
@@ -122,7 +140,7 @@ def named(models: Sequence[str] | None, served: Sequence[str] | None, loading: o
     """What to load, by the names that clients use: those given, or what the model itself is called."""
     if models and loading.model is not None:
         raise ConfigError("models as words and --model", code="bad_value", where="--model", remedy="leave --model out")
-    given: list[str | None] = list(models or [loading.model])
+    given: list[str | None] = [*models] if models else [loading.model]
     names = list(served or (_own_name(model) for model in given))
     if len(names) != len(given):
         what = f"{len(names)} names for {len(given)} models"

@@ -11,7 +11,7 @@ benchmarks is one file that ends with its ``Benchmark`` values; ``benchmarks.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,32 @@ class Protocol:
     hints: bool = False
     "OCR tokens or captions that the official file brings are shown."
     max_new_tokens: int = 128
+    temperature: float = 0.0
+    passes: int = 1
+    "2: the model is asked for its reasons, then goes on with its answer (``two_pass``)."
     judge: str | None = None
     "The judge of the published numbers."
     note: str = ""
     "What else a reader must know."
     published: tuple[Published, ...] = field(default=(), repr=False)
 
+    def but(self, **changes: Any) -> Protocol:
+        """The same with some fields changed."""
+        return replace(self, **changes)
+
+    def asked(self, question: str) -> str:
+        """The question, the suffix on lines of its own behind it; LLaVA's own files have it already."""
+        ending = f"\n{self.suffix}" if self.suffix else ""
+        return question if question.endswith(ending) else question + ending
+
     @property
     def sampling(self) -> Sampling:
-        """Greedy, as every published 1.5 and 1.6 number (spec 6.1)."""
-        return Sampling(max_new_tokens=self.max_new_tokens)
+        """Greedy unless the protocol draws, as every published 1.5 and 1.6 number (spec 6.1)."""
+        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+
+
+LLAVA_15 = Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad")
+LLAVA_16 = Protocol(name="llava-1.6", aspect="anyres")  # each checkpoint in its own prompt format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +89,8 @@ class Question:
     category: str = ""
     truth: Any = None
     "What the scorer compares with; None where it is not public."
+    row: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
+    "Of the official row, what scorer or upload need besides (MMBench: columns that the upload repeats); not written with the answer."
     extra: tuple[tuple[str, Any], ...] = ()
     "Fields that the official answer file wants beside the text (MMBench: round_id, options, option_char)."
     system: str | None = None
@@ -133,3 +151,5 @@ class Benchmark:
     verdict: Callable[[Answered], Verdict] | None = None
     submit: Callable[[Sequence[Answered], Path], Path] | None = None
     "Write the official upload into this folder; returns the file."
+    make: Callable[[Path, int | None], None] | None = None
+    "Make the files themselves, pictures of the first so many questions; None where they must be brought."

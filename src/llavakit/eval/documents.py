@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Published, Question, Score, Verdict
-from llavakit.eval.official import Row, bad, complete, find, picture, pictures, rows, there, truths, unique, upload
-from llavakit.eval.shares import all_and_groups, mean
-from llavakit.eval.vqa_questions import asked
+from llavakit.eval.benchmark import LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.checks import complete, truths, unique
+from llavakit.eval.edit_distance import distance
+from llavakit.eval.files import json_file
+from llavakit.eval.intervals import all_and_groups, mean
+from llavakit.eval.official import Row, find, parquets, picture, pictures, read_rows, there
+from llavakit.eval.published import with_numbers
 from llavakit.types import Image
 
 ONE_WORD = "Answer the question with a single word."
-BLOG = "blog LLaVA-NeXT with stronger LLMs, 2024-05-10"
-_MODELS = ("1.6-vicuna-7B", "1.6-vicuna-13B", "1.6-mistral-7B", "1.6-34B")
 _SPLITS = ("human", "augmented")
 
 
@@ -45,20 +46,9 @@ def anls(prediction: str, answers: Sequence[str], *, threshold: float = 0.5) -> 
     return score if score >= threshold else 0.0
 
 
-def edits(one: str, other: str) -> int:
-    """The Levenshtein distance."""
-    before = list(range(len(other) + 1))
-    for row, left in enumerate(one, 1):
-        now = [row]
-        for column, right in enumerate(other):
-            now.append(before[column] if left == right else 1 + min(before[column], before[column + 1], now[column]))
-        before = now
-    return before[-1]
-
-
 def _distance(prediction: str, answer: str) -> float:
     length = max(len(answer.upper()), len(prediction.upper()))
-    return edits(_plain(answer), _plain(prediction)) / length if length else 0.0
+    return distance(_plain(answer), _plain(prediction)) / length if length else 0.0
 
 
 def _plain(text: str) -> str:
@@ -99,7 +89,7 @@ def verdict_docvqa(one: Answered) -> Verdict:
 def submit_docvqa(answered: Sequence[Answered], folder: Path) -> Path:
     """``docvqa-test.json`` as the server of the Robust Reading Competition takes it."""
     entries = [{"questionId": question.given, "answer": text} for question, text in complete(answered)]
-    return upload(folder / "docvqa-test.json", entries)
+    return json_file(folder / "docvqa-test.json", entries)
 
 
 def chartqa(folder: Path, protocol: Protocol) -> list[Question]:
@@ -110,7 +100,7 @@ def chartqa(folder: Path, protocol: Protocol) -> list[Question]:
         for split, row, image in _chartqa_rows(path):
             name = f"{split}-{counts[split]}"
             counts[split] += 1
-            prompt = asked(row.text("question", "query"), protocol)
+            prompt = protocol.asked(row.text("question", "query"))
             found.append(Question(id=name, given=name, prompt=prompt, image=image, category=split, truth=_label(row), origin=path))
     return unique(found, folder)
 
@@ -118,14 +108,14 @@ def chartqa(folder: Path, protocol: Protocol) -> list[Question]:
 def _chartqa_files(folder: Path) -> list[Path]:
     if there(folder, *(f"test_{split}.json" for split in _SPLITS)):
         return [find(folder, f"test_{split}.json") for split in _SPLITS]
-    return _parquets(folder, "test", "test_human.json and test_augmented.json")
+    return parquets(folder, "test", instead="test_human.json and test_augmented.json")
 
 
 def _chartqa_rows(path: Path) -> Iterator[tuple[str, Row, Image]]:
     """(human or augmented, the row, its picture)."""
     official = path.suffix == ".json"
     place = pictures(path.parent, "png", "test/png")
-    for row in rows(path):
+    for row in read_rows(path):
         if official:
             yield path.stem.removeprefix("test_"), row, Image(place / row.text("imgname"))
         else:
@@ -157,19 +147,19 @@ def docvqa_test(folder: Path, protocol: Protocol) -> list[Question]:
 
 def _docvqa(folder: Path, protocol: Protocol, names: Sequence[str], split: str) -> list[Question]:
     path = there(folder, *names)
-    files = [path] if path else _parquets(folder, split, names[0])
-    return unique([_page(row, path, protocol) for path in files for row in rows(path, "data")], folder)
+    files = [path] if path else parquets(folder, split, instead=names[0])
+    return unique([_page(row, path, protocol) for path in files for row in read_rows(path, "data")], folder)
 
 
 def _page(row: Row, path: Path, protocol: Protocol) -> Question:
     given = row.id("questionId")
     if not str(given).isdecimal():
-        raise bad(f"questionId {given!r} is not a number", row.where, "take the official file as it is")
+        raise row.fail(f"questionId {given!r} is not a number")
     kinds, answers = row.get("question_types") or (), row.get("answers") or ()
     return Question(
         id=str(given),
         given=int(given),
-        prompt=asked(row.text("question"), protocol),
+        prompt=protocol.asked(row.text("question")),
         image=picture(row, "image", path) if path.suffix == ".parquet" else Image(path.parent / row.text("image")),
         category=", ".join(map(str, kinds)),
         truth=tuple(map(str, answers)) or None,
@@ -177,26 +167,12 @@ def _page(row: Row, path: Path, protocol: Protocol) -> Question:
     )
 
 
-def _parquets(folder: Path, split: str, instead: str) -> list[Path]:
-    """``test-00000-of-00001.parquet`` and its like, in the folder or below."""
-    found = sorted(folder.rglob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet"))
-    if not found:
-        raise bad(f"no {instead} and no {split}-*.parquet", folder, "put the official files there, or the Hub's parquet files")
-    return found
-
-
-def _next(metric: str, values: Sequence[float], *, suffix: str, allowance: int, note: str = "") -> Protocol:
-    cells = zip(_MODELS, values, strict=True)
-    published = tuple(Published(model=model, metric=metric, value=value, source=BLOG) for model, value in cells) if values else ()
-    return Protocol(name="llava-1.6", aspect="anyres", suffix=suffix, max_new_tokens=allowance, note=note, published=published)
-
-
 CHARTQA = Benchmark(
     name="chartqa",
     title="ChartQA, test",
     needs="test_human.json and test_augmented.json, pictures in png/; or the Hub's test-*.parquet",
     reference="Relaxed correctness of pix2struct, as in lmms-eval's chartqa: 5 %. A question without an answer is wrong.",
-    protocols=(_next("accuracy", (54.8, 62.2, 38.8, 68.7), suffix=ONE_WORD, allowance=16),),
+    protocols=with_numbers("chartqa", "accuracy", LLAVA_16.but(suffix=ONE_WORD, max_new_tokens=16)),
     questions=chartqa,
     score=score_chartqa,
     verdict=verdict_chartqa,
@@ -206,9 +182,7 @@ DOCVQA = Benchmark(
     title="DocVQA, val",
     needs="val_v1.0_withQT.json or val_v1.0.json, pictures in documents/; or the Hub's validation-*.parquet",
     reference="ANLS of the official script, threshold 0.5, as in lmms-eval's docvqa. A question without an answer has no point.",
-    protocols=(
-        _next("anls", (74.4, 77.5, 72.2, 84.0), suffix=SHORT, allowance=128, note="which split the published numbers are of is not stated"),
-    ),
+    protocols=with_numbers("docvqa", "anls", LLAVA_16.but(suffix=SHORT, note="which split the published numbers are of is not stated")),
     questions=docvqa_val,
     score=score_docvqa,
     verdict=verdict_docvqa,
@@ -218,7 +192,7 @@ DOCVQA_TEST = Benchmark(
     title="DocVQA, test (the server scores)",
     needs="test_v1.0.json, pictures in documents/; or the Hub's test-*.parquet",
     reference="[{questionId, answer}]: the reply as it came, as in lmms-eval's docvqa_test; every question must be answered.",
-    protocols=(_next("anls", (), suffix=SHORT, allowance=128, note="no number is known to be of this split"),),
+    protocols=(LLAVA_16.but(suffix=SHORT, note="no number is known to be of this split"),),
     questions=docvqa_test,
     submit=submit_docvqa,
 )

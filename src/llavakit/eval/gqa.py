@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
-from llavakit.eval.official import Row, bad, complete, content, find, pictures, there, truths, unique, upload
-from llavakit.eval.shares import by_group, mean
-from llavakit.eval.vqa import llava_15, llava_16
-from llavakit.eval.vqa_questions import asked, upstream
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.checks import complete, truths, unique
+from llavakit.eval.files import json_file
+from llavakit.eval.intervals import by_group, mean
+from llavakit.eval.official import Row, as_row, bad, find, pictures, read_json, there
+from llavakit.eval.published import with_numbers
+from llavakit.eval.vqa_questions import upstream
 from llavakit.types import Image
 
 _FOLDERS = ("", "data/", "questions1.2/", "data/questions1.2/", "questions/", "data/questions/")  # where people unpack it
@@ -98,7 +100,7 @@ def verdict(one: Answered) -> Verdict:
 def submit(answered: Sequence[Answered], folder: Path) -> Path:
     """``testdev_balanced_predictions.json``, which the official script and the server take."""
     entries = [{"questionId": str(question.given), "prediction": prediction(text)} for question, text in complete(answered)]
-    return upload(folder / "testdev_balanced_predictions.json", entries)
+    return json_file(folder / "testdev_balanced_predictions.json", entries)
 
 
 def questions(folder: Path, protocol: Protocol) -> list[Question]:
@@ -112,17 +114,12 @@ def questions(folder: Path, protocol: Protocol) -> list[Question]:
     if path.name == own:
         return unique(upstream(path, images, protocol), path)
     choices = _choices(folder, tier)
-    found = content(path)
+    found = read_json(path)
     if not isinstance(found, dict):
-        raise bad("not an object of questions by id", path, "take the official file as it is")
-    return unique([_question(given, _row(value, path, given), choices, path, images, protocol) for given, value in found.items()], path)
-
-
-def _row(value: Any, path: Path, given: str) -> Row:
-    where = f"{path} {given}"
-    if not isinstance(value, Mapping):
-        raise bad("not an object", where, "take the official file as it is")
-    return Row(value, where)
+        raise bad("not an object of questions by id", path, code="bad_file")
+    return unique(
+        [_question(given, as_row(value, f"{path} {given}"), choices, path, images, protocol) for given, value in found.items()], path
+    )
 
 
 def _question(
@@ -131,7 +128,7 @@ def _question(
     truth = _truth(given, row, choices.get(given))
     picture = images / f"{row.id('imageId')}.jpg"
     return Question(
-        id=given, given=given, prompt=asked(row.text("question"), protocol), image=Image(picture), category=truth.structural,
+        id=given, given=given, prompt=protocol.asked(row.text("question")), image=Image(picture), category=truth.structural,
         truth=truth, origin=path,
     )  # fmt: skip
 
@@ -161,7 +158,7 @@ def _steps(program: Sequence[Mapping[str, Any]]) -> int:
 
 def _choices(folder: Path, tier: str) -> Mapping[str, Mapping[str, Sequence[str]]]:
     path = there(folder, *(f"{place}{name}_choices.json" for name in (tier, "testdev") for place in _FOLDERS))
-    found: Mapping[str, Mapping[str, Sequence[str]]] = content(path) if path else {}
+    found: Mapping[str, Mapping[str, Sequence[str]]] = read_json(path) if path else {}
     return found
 
 
@@ -204,11 +201,14 @@ GQA = Benchmark(
     "pictures in images/ or data/images/; a testdev_balanced_choices.json adds validity and plausibility",
     reference="LLaVA's convert_gqa_for_eval and the official eval.py. Without grounding; metrics whose files or questions are missing are "
     "left out, where the script stops; a question without an answer is wrong, where the script stops.",
-    protocols=(
-        llava_15((62.0, 63.3, 64.7, 63.0, 63.3), note=_SEEN),
-        llava_16((64.2, 65.4, 64.8, 67.1), note=_SEEN),
-        Protocol(
-            name=ALL_QUESTIONS, template="vicuna_v1", aspect="pad", suffix=SHORT,
+    protocols=with_numbers(
+        "gqa",
+        "accuracy",
+        LLAVA_15.but(suffix=SHORT, note=_SEEN),
+        LLAVA_16.but(suffix=SHORT, note=_SEEN),
+        LLAVA_15.but(
+            name=ALL_QUESTIONS,
+            suffix=SHORT,
             note="as llava-1.5, all of test-dev: adds consistency; accuracy is of the balanced questions as ever",
         ),
     ),

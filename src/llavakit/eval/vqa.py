@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.eval import vqa_questions as questions
-from llavakit.eval.benchmark import SHORT, Answered, Benchmark, Protocol, Published, Question, Score, Verdict
+from llavakit.eval.benchmark import LLAVA_15, LLAVA_16, SHORT, Answered, Benchmark, Protocol, Question, Score, Verdict
+from llavakit.eval.checks import complete, truths
+from llavakit.eval.files import json_file
+from llavakit.eval.intervals import all_and_groups
 from llavakit.eval.normalise import evalai, punctuation, vqa_eval
-from llavakit.eval.official import bad, complete, rows, truths, upload
-from llavakit.eval.shares import all_and_groups
+from llavakit.eval.official import bad, read_rows
+from llavakit.eval.published import with_numbers
 
-PAPER, ZOO = "arXiv 2310.03744", "docs/MODEL_ZOO.md of haotian-liu/LLaVA"
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 Scorer = Callable[[str, Sequence[str]], float]
 
@@ -122,37 +124,17 @@ def submit_vqav2(answered: Sequence[Answered], folder: Path) -> Path:
     assert origin is not None  # vqav2_test_dev says where its questions stand
     listing = questions.vqav2_listing(origin.parent)
     replies = {one.question.given: evalai(one.text or "") for one in answered}
-    listed = [row.id("question_id") for row in rows(listing, None if listing.suffix == ".jsonl" else "questions")]
+    listed = [row.id("question_id") for row in read_rows(listing, None if listing.suffix == ".jsonl" else "questions")]
     strange = replies.keys() - set(listed)
     if strange:
         raise bad(f"question {min(map(str, strange))} is not listed", listing, "take both files of the same release")
-    return upload(folder / "vqav2-test2015.json", [{"question_id": given, "answer": replies.get(given, "")} for given in listed])
+    return json_file(folder / "vqav2-test2015.json", [{"question_id": given, "answer": replies.get(given, "")} for given in listed])
 
 
 def submit_vizwiz(answered: Sequence[Answered], folder: Path) -> Path:
     """``vizwiz-test.json``: every picture with its answer."""
     entries = [{"image": question.id, "answer": evalai(text)} for question, text in complete(answered)]
-    return upload(folder / "vizwiz-test.json", entries)
-
-
-def llava_15(values: Sequence[float], *, suffix: str = SHORT, hints: bool = False, note: str = "") -> Protocol:
-    """The protocol of 1.5 with what was printed for 7B, 13B, 13B-HD, 7B LoRA, 13B LoRA."""
-    models = ("1.5-7B", "1.5-13B", "1.5-13B-HD, 448 px", "1.5-7B LoRA", "1.5-13B LoRA")
-    published = _printed(models, values, (PAPER, PAPER, PAPER, ZOO, ZOO))
-    return Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad", suffix=suffix, hints=hints, note=note, published=published)
-
-
-def llava_16(values: Sequence[float], *, suffix: str = SHORT, note: str = "") -> Protocol:
-    """The protocol of 1.6 with what was printed for Vicuna-7B, Vicuna-13B, Mistral-7B, 34B."""
-    published = _printed(("1.6-vicuna-7B", "1.6-vicuna-13B", "1.6-mistral-7B", "1.6-34B"), values, (ZOO,) * 4)
-    return Protocol(name="llava-1.6", aspect="anyres", suffix=suffix, note=note, published=published)
-
-
-def _printed(models: Sequence[str], values: Sequence[float], sources: Sequence[str]) -> tuple[Published, ...]:
-    if not values:
-        return ()
-    cells = zip(models, values, sources, strict=True)
-    return tuple(Published(model=model, metric="accuracy", value=value, source=source) for model, value, source in cells)
+    return json_file(folder / "vizwiz-test.json", entries)
 
 
 def _scores(answered: Sequence[Answered], scorer: Scorer, needs: str) -> list[Score]:
@@ -176,31 +158,26 @@ def tally(people: Sequence[str]) -> str:
 
 
 _VIZWIZ_SUFFIX = f"{UNANSWERABLE}\n{SHORT}"
-_VQAV2 = (
-    llava_15((78.5, 80.0, 81.8, 79.1, 80.0), note="the training pictures of VQAv2 are in the model's instruction data"),
-    llava_16((81.8, 82.8, 82.2, 83.7), note="the training pictures of VQAv2 are in the model's instruction data"),
-)
-_VIZWIZ = (
-    llava_15((50.0, 53.6, 57.5, 47.8, 58.9), suffix=_VIZWIZ_SUFFIX),
-    llava_16((57.6, 60.5, 60.0, 63.8), suffix=_VIZWIZ_SUFFIX),
-)
-_TEXTVQA = (
-    llava_15((58.2, 61.3, 62.5, 58.2, 60.2), hints=True, note="with Rosetta's OCR tokens in the question"),
-    llava_16((64.9, 67.1, 65.7, 69.5), note="without OCR tokens"),
-    Protocol(
-        name="no-ocr", template="vicuna_v1", aspect="pad", suffix=SHORT,
+_SEEN = "the training pictures of VQAv2 are in the model's instruction data"
+_VQAV2 = with_numbers("vqav2", "accuracy", LLAVA_15.but(suffix=SHORT, note=_SEEN), LLAVA_16.but(suffix=SHORT, note=_SEEN))
+_VIZWIZ = with_numbers("vizwiz", "accuracy", LLAVA_15.but(suffix=_VIZWIZ_SUFFIX), LLAVA_16.but(suffix=_VIZWIZ_SUFFIX))
+_TEXTVQA = with_numbers(
+    "textvqa",
+    "accuracy",
+    LLAVA_15.but(suffix=SHORT, hints=True, note="with Rosetta's OCR tokens in the question"),
+    LLAVA_16.but(suffix=SHORT, note="without OCR tokens"),
+    LLAVA_15.but(
+        name="no-ocr",
+        suffix=SHORT,
         note="as llava-1.5 without OCR tokens: 1.5-7B has about 46 to 48 then; do not compare with numbers that had them",
     ),
-)  # fmt: skip
+)
 
 
 def _unscored(protocols: Sequence[Protocol], split: str) -> tuple[Protocol, ...]:
     """The same ways of asking without the numbers, which are of another split."""
     note = f"the published numbers are of {split}"
-    return tuple(
-        Protocol(name=one.name, template=one.template, aspect=one.aspect, suffix=one.suffix, hints=one.hints, note=note)
-        for one in protocols
-    )
+    return tuple(one.but(note=note, published=()) for one in protocols)
 
 
 VQAV2 = Benchmark(

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llavakit.eval.benchmark import Protocol, Question
-from llavakit.eval.official import Row, bad, find, pictures, rows, there, unique
+from llavakit.eval.checks import unique
+from llavakit.eval.official import Row, bad, find, pictures, read_rows, there
 from llavakit.types import Image
 
 PEOPLE = 10  # who answered each question
@@ -23,21 +24,15 @@ OCR = "Reference OCR token: "
 _TEXTVQA, _UPSTREAM_OCR, _ROSETTA = "TextVQA_0.5.1_val.json", "llava_textvqa_val_v051_ocr.jsonl", "TextVQA_Rosetta_OCR_v0.2_val.json"
 
 
-def asked(text: str, protocol: Protocol) -> str:
-    """The question with the suffix on lines of its own; LLaVA's files have it already."""
-    ending = f"\n{protocol.suffix}" if protocol.suffix else ""
-    return text if text.endswith(ending) else text + ending
-
-
 def upstream(path: Path, folder: Path, protocol: Protocol) -> list[Question]:
     """A question file of LLaVA's. Right answers are not in it."""
-    return [_upstream(row, path, folder, protocol) for row in rows(path)]
+    return [_upstream(row, path, folder, protocol) for row in read_rows(path)]
 
 
 def _upstream(row: Row, path: Path, folder: Path, protocol: Protocol) -> Question:
     given = row.id("question_id")
     return Question(
-        id=str(given), given=given, prompt=asked(row.text("text"), protocol), image=Image(folder / row.text("image")),
+        id=str(given), given=given, prompt=protocol.asked(row.text("text")), image=Image(folder / row.text("image")),
         category=str(row.get("category", "")), origin=path,
     )  # fmt: skip
 
@@ -52,15 +47,15 @@ def vqav2_test_dev(folder: Path, protocol: Protocol) -> list[Question]:
     vqav2_listing(folder)  # missing at the end of a day of answers would be late
     if path.suffix == ".jsonl":
         return unique(upstream(path, pictures(folder, "test2015"), protocol), path)
-    return unique([_vqav2(row, path, "test2015", protocol, None) for row in rows(path, "questions")], path)
+    return unique([_vqav2(row, path, "test2015", protocol, None) for row in read_rows(path, "questions")], path)
 
 
 def vqav2_val(folder: Path, protocol: Protocol) -> list[Question]:
     path = find(folder, "v2_OpenEnded_mscoco_val2014_questions.json")
     notes = find(folder, "v2_mscoco_val2014_annotations.json")
-    known = {row.id("question_id"): row for row in rows(notes, "annotations")}
+    known = {row.id("question_id"): row for row in read_rows(notes, "annotations")}
     found = []
-    for row in rows(path, "questions"):
+    for row in read_rows(path, "questions"):
         given = row.id("question_id")
         if given not in known:
             raise bad(f"no annotation of question {given}", notes, "take questions and annotations of the same release")
@@ -73,7 +68,7 @@ def _vqav2(row: Row, path: Path, split: str, protocol: Protocol, note: Row | Non
     return Question(
         id=str(given),
         given=given,
-        prompt=asked(row.text("question"), protocol),
+        prompt=protocol.asked(row.text("question")),
         image=Image(path.parent / split / f"COCO_{split}_{int(number):012d}.jpg"),
         category="" if note is None else str(note.get("answer_type", "")),
         truth=None if note is None else people(note),
@@ -87,7 +82,7 @@ def people(row: Row) -> tuple[str, ...]:
     entries = [each.get("answer") if isinstance(each, Mapping) else each for each in listed]
     said = tuple(each for each in entries if isinstance(each, str))
     if not len(said) == len(listed) == PEOPLE:
-        raise bad(f"{len(listed)} answers, not {PEOPLE} texts", row.where, "take the official file as it is")
+        raise row.fail(f"{len(listed)} answers, not {PEOPLE} texts")
     return said
 
 
@@ -95,13 +90,13 @@ def vizwiz_test(folder: Path, protocol: Protocol) -> list[Question]:
     """The id is the picture's name, by which the upload goes; question_id is upstream's, the place in the official file."""
     path = find(folder, "llava_test.jsonl", "test.json")
     place = pictures(folder, "test")
-    return unique([_vizwiz(row, number, path, place, protocol) for number, row in enumerate(rows(path))], path)
+    return unique([_vizwiz(row, number, path, place, protocol) for number, row in enumerate(read_rows(path))], path)
 
 
 def vizwiz_val(folder: Path, protocol: Protocol) -> list[Question]:
     path = find(folder, "val.json")
     place = pictures(folder, "val")
-    return unique([_vizwiz(row, number, path, place, protocol) for number, row in enumerate(rows(path))], path)
+    return unique([_vizwiz(row, number, path, place, protocol) for number, row in enumerate(read_rows(path))], path)
 
 
 def _vizwiz(row: Row, number: int, path: Path, place: Path, protocol: Protocol) -> Question:
@@ -110,7 +105,7 @@ def _vizwiz(row: Row, number: int, path: Path, place: Path, protocol: Protocol) 
     return Question(
         id=image,
         given=row.id("question_id") if "question_id" in row else number,
-        prompt=asked(text, protocol),
+        prompt=protocol.asked(text),
         image=Image(place / image),
         category=str(row.get("answer_type", "")),
         truth=people(row) if "answers" in row else None,
@@ -121,7 +116,7 @@ def _vizwiz(row: Row, number: int, path: Path, place: Path, protocol: Protocol) 
 def textvqa(folder: Path, protocol: Protocol) -> list[Question]:
     """``given`` is the picture's id, as in upstream's files. As there, of two equal questions on a picture the last one's people count."""
     path = find(folder, _TEXTVQA)
-    notes = list(rows(path, "data"))
+    notes = list(read_rows(path, "data"))
     place = pictures(folder, "train_images")
     hints = _Hints(folder) if protocol.hints else None
     truth = {_key(row): people(row) for row in notes}
@@ -133,7 +128,7 @@ def textvqa(folder: Path, protocol: Protocol) -> list[Question]:
             Question(
                 id=str(row.get("question_id", f"{picture}-{number}")),
                 given=picture,
-                prompt=asked("\n".join(lines), protocol),
+                prompt=protocol.asked("\n".join(lines)),
                 image=Image(place / f"{picture}.jpg"),
                 truth=truth[_key(row)],
                 origin=path,
@@ -153,7 +148,7 @@ class _Hints:
         self._upstream = there(folder, _UPSTREAM_OCR)
         self._path = self._upstream or find(folder, _UPSTREAM_OCR, _ROSETTA)
         self._tokens: dict[Any, str] = {}
-        for row in rows(self._path, None if self._upstream else "data"):
+        for row in read_rows(self._path, None if self._upstream else "data"):
             if self._upstream:
                 self._tokens[row.text("question_id"), _line(row, 0).lower()] = _line(row, 1).removeprefix(OCR)
             else:
@@ -169,5 +164,5 @@ class _Hints:
 def _line(row: Row, number: int) -> str:
     lines: Sequence[str] = row.text("text").split("\n")
     if len(lines) != 3 or not lines[1].startswith(OCR):
-        raise bad(f"not a question, a line {OCR!r} and a suffix", row.where, "take LLaVA's file as it is")
+        raise row.fail(f"not a question, a line {OCR!r} and a suffix", "take LLaVA's file anew")
     return lines[number]

@@ -9,7 +9,8 @@ Every error has one shape (``faults``), every request one line in the log (``gua
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -74,7 +75,9 @@ def build(service: Service, routes: Sequence[BaseRoute] = ()) -> FastAPI:
 def _add_chat(app: FastAPI, service: Service) -> None:
     reading = {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(ChatRequest.model_json_schema())}}}}
 
-    @app.post("/v1/chat/completions", openapi_extra=reading)
+    streamed = {"text/event-stream": {"schema": {"type": "string"}}}
+
+    @app.post("/v1/chat/completions", openapi_extra=reading, responses={200: {"content": streamed}})
     async def chat_completions(request: Request) -> Response:
         """A reply to a conversation about pictures."""
         service.check_ready()
@@ -85,15 +88,13 @@ def _add_chat(app: FastAPI, service: Service) -> None:
 
 async def _chat(service: Service, body: bytes, record: Record) -> Response:
     request = schema.read(schema.parse(body))
-    try:
+    with placed(request):
         told = await begin(service, request, record)
         if not request.stream:
             return JSONResponse(await whole(told))
         usage = bool(request.stream_options and request.stream_options.include_usage)
         rest = chunks(told, include_usage=usage, ping=service.settings.ping)
         return Events(await anext(rest), rest)
-    except ImageError as error:
-        raise _placed(error, request) from error
 
 
 async def begin(service: Service, request: ChatRequest, record: Record) -> Told:
@@ -122,10 +123,14 @@ async def pictures(service: Service, request: ChatRequest) -> list[bytes]:
     return [data for _, data in found]
 
 
-def _placed(error: ImageError, request: ChatRequest) -> ImageError:
+@contextmanager
+def placed(request: ChatRequest) -> Iterator[None]:
     """The engine numbers pictures; a client knows its fields."""
-    places = {f"images[{index}]": where for index, (where, _) in enumerate(request.pictures)}
-    return ImageError(error.what, code=error.code, where=places.get(error.where, error.where), remedy=error.remedy)
+    try:
+        yield
+    except ImageError as error:
+        places = {f"images[{index}]": where for index, (where, _) in enumerate(request.pictures)}
+        raise ImageError(error.what, code=error.code, where=places.get(error.where, error.where), remedy=error.remedy) from error
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -168,7 +173,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         """Which llavakit this is."""
         return {"version": __version__}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
         stats = {name: engine.stats() for name, engine in service.engines.items()}

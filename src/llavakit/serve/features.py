@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llavakit.model.heap import own_pages
 from llavakit.model.llava import Llava
 from llavakit.model.merge import merge
 from llavakit.tiling import Grid
@@ -169,7 +170,11 @@ class Tower:
             projected.append(model.project(features))
         each = torch.cat(projected).split([sight.grid.views for _, sight in sights])
         rows = (merge(part, [sight.grid], model.image_newline) for part, (_, sight) in zip(each, sights, strict=True))
-        return {key: part.to(model.device, model.dtype) for part, (key, _) in zip(rows, sights, strict=True)}
+        return {key: self._apart(part) for part, (key, _) in zip(rows, sights, strict=True)}
+
+    def _apart(self, rows: Tensor) -> Tensor:
+        """Nothing of the group's other pictures stays alive with these."""
+        return own_pages(rows.shape, self._model.dtype, self._model.device).copy_(rows)
 
 
 def pictures_of(keys: list[int | bytes], views: Tensor, grids: tuple[Grid, ...]) -> Iterator[Picture]:

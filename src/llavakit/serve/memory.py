@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROUND = 64  # positions: few sizes, so that what one gives back fits the next
+from llavakit.model.heap import own_pages
+
+_ROUND = 64  # positions
 _SPARE_SHARE = 16
 
 
@@ -39,11 +41,19 @@ class Shape:
 
     def positions_in(self, nbytes: int) -> int:
         """How many fit."""
-        return nbytes // (self.position_bytes * _ROUND) * _ROUND
+        fits = nbytes // self.position_bytes
+        step = _step(fits)
+        return fits // step * step
 
 
 def rounded(positions: int) -> int:
-    return -(-positions // _ROUND) * _ROUND
+    """Up to one of few sizes, a sixteenth to an eighth apart: for every shape that it meets oneDNN compiles a product and keeps it."""
+    step = _step(positions)
+    return -(-positions // step) * step
+
+
+def _step(positions: int) -> int:
+    return max(_ROUND, 1 << max(0, (positions - 1).bit_length() - 4))
 
 
 class Memory:
@@ -54,7 +64,7 @@ class Memory:
         self.shape = shape
         self.length = 0
         self.most = rounded(most)
-        self._buffer = self._made(now)
+        self._use(self._made(now))
 
     @property
     def nbytes(self) -> int:
@@ -65,21 +75,21 @@ class Memory:
         assert positions <= self.most, f"{positions} positions where {self.most} were counted"
         if positions > self._buffer.shape[3]:
             older = self._buffer
-            self._buffer = self._made(positions)
+            self._use(self._made(positions))
             self._buffer[:, :, :, : self.length] = older[:, :, :, : self.length]
 
     def write(self, layer: int, keys_hnd: Tensor, values_hnd: Tensor) -> None:
         """One layer's new positions, behind ``length``, which grows when all layers have written (``grow``)."""
-        here = slice(self.length, self.length + keys_hnd.shape[1])
-        self._buffer[layer, 0, :, here] = keys_hnd
-        self._buffer[layer, 1, :, here] = values_hnd
+        keys, values = self._layers[layer]
+        keys[:, self.length : self.length + keys_hnd.shape[1]] = keys_hnd
+        values[:, self.length : self.length + keys_hnd.shape[1]] = values_hnd
 
     def grow(self, positions: int) -> None:
         self.length += positions
 
     def layer(self, number: int) -> tuple[Tensor, Tensor]:
         """Keys and values (H, capacity, D), contiguous, spare room included."""
-        return self._buffer[number, 0], self._buffer[number, 1]
+        return self._layers[number]
 
     def crop(self, length: int) -> None:
         """Forget what stands behind the first ``length`` positions."""
@@ -98,8 +108,12 @@ class Memory:
         other.length = length
         return other
 
+    def _use(self, buffer: Tensor) -> None:
+        self._buffer = buffer
+        self._layers = [(layer[0], layer[1]) for layer in buffer]  # a step asks for each of them, of every reply
+
     def _made(self, positions: int) -> Tensor:
-        """Zeros, because 0 * NaN would not be 0."""
+        """Zeros, because 0 * NaN would not be 0; pages of its own, because it outlives steps."""
         capacity = min(rounded(positions + positions // _SPARE_SHARE + 1), self.most)
         shape = self.shape
-        return torch.zeros(shape.layers, 2, shape.heads, capacity, shape.width, dtype=shape.dtype, device=shape.device)
+        return own_pages((shape.layers, 2, shape.heads, capacity, shape.width), shape.dtype, shape.device)

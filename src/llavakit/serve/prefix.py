@@ -48,8 +48,8 @@ class Prefixes:
         for name, (old, memory) in self._kept.items():
             if (length := common_prefix(old, keys)) > best.length:
                 best = Found(length, memory, name)
-        for old, memory in live:
-            if (length := common_prefix(old[: memory.length], keys)) > best.length:
+        for under_way, memory in live:
+            if (length := common_prefix(under_way[: memory.length], keys)) > best.length:
                 best = Found(length, memory)
         return best if best.length >= _WORTH else Found()
 

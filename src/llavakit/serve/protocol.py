@@ -95,7 +95,10 @@ class Engine(Protocol):
     "Tokens of prompt and reply together."
 
     async def submit(self, ask: Ask) -> Reply:
-        """Count, admit, begin. Raises PromptError, ImageError, ContextError, SamplingError; BusyError when it is full or draining."""
+        """Count, admit, begin.
+
+        Raises PromptError, ImageError, ContextError, SamplingError; BusyError when the queue is full or draining.
+        """
         ...
 
     def stats(self) -> Stats: ...

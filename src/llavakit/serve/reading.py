@@ -6,8 +6,11 @@
 
 transformers' models take this as it is: embeddings (1, N, H), a position for each, an object in the place of the cache, and our attention
 function, which finds the parts in the word ``parts``. Where no parts are given the function is the fast CPU one, so the same model still
-answers alone. Whether a model can be read so is tried out before it is served (``reader_for``): a few embeddings whole and in parts must
-give the same scores. Models that cannot (capped scores, chunked windows, positions that depend on the longest) are read one by one.
+answers alone. For every new shape oneDNN compiles a product and keeps it (half a megabyte), so rows and lengths are rounded up to few
+numbers, by rows of zeros that nobody looks at.
+
+Whether a model can be read so is tried out before it is served (``reader_for``): a few embeddings whole and in parts must give the same
+scores. Models that cannot (capped scores, chunked windows, positions that depend on the longest) are read one by one.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from llavakit.serve.memory import Memory, Shape
 
 ATTENTION = "llavakit_serve"
 _BLOCK = 128  # query rows at a time
+_EXACT = 16  # rows that are not rounded
 _STEADY_POSITIONS = ("default", "linear", "llama3", "yarn")  # a key's rotation never depends on how long the text became
 _NOT_OURS = ("softcap", "s_aux", "position_bias")
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest score; half precision: 5e-2
@@ -67,14 +71,16 @@ class Parts:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.memories: list[Memory] = [part.memory for part in parts]
-        self.counts = [part.count for part in parts]
+        counts = [part.count for part in parts]
+        self.idle = _rounded(sum(counts)) - sum(counts)
+        self.counts = [*counts, self.idle]  # rows of zeros, which belong to nobody, come last
         self.layer = -1
         self.windows: set[int | None] = set()
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """transformers' cache interface, (1, H, N, D)."""
         self.layer = layer_idx
-        each = zip(self.memories, keys[0].split(self.counts, 1), values[0].split(self.counts, 1), strict=True)
+        each = zip(self.memories, keys[0].split(self.counts, 1), values[0].split(self.counts, 1), strict=False)
         for memory, key, value in each:
             memory.write(layer_idx, key, value)
         return keys, values
@@ -82,27 +88,30 @@ class Parts:
     def attend(self, query: Tensor, *, scaling: float, window: int | None) -> Tensor:
         """(1, H, N, D) -> (1, N, H, D)."""
         self.windows.add(window)
+        *each, idle = (query[0] * scaling).split(self.counts, 1)
         done = []
-        for memory, rows in zip(self.memories, query[0].split(self.counts, 1), strict=True):
+        for memory, rows in zip(self.memories, each, strict=True):
             keys, values = memory.layer(self.layer)
-            done.append(attend(rows, keys, values, past=memory.length, scaling=scaling, window=window))
-        return torch.cat(done, 1).transpose(0, 1)[None]
+            done.append(attend(rows, keys, values, past=memory.length, window=window))
+        return torch.cat([*done, torch.zeros_like(idle)], 1).transpose(0, 1)[None]
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, *, past: int, scaling: float, window: int | None) -> Tensor:
-    """Rows (H, n, D) at positions ``past``... see keys (H / groups, capacity, D) up to their own position, at most ``window``."""
+def attend(query: Tensor, keys: Tensor, values: Tensor, *, past: int, window: int | None) -> Tensor:
+    """Scaled rows (H, n, D) at positions ``past``... see keys (H / groups, capacity, D) up to their own position, at most ``window``."""
     if query.device.type != "cpu":
-        return _by_sdpa(query, keys, values, past=past, scaling=scaling, window=window)
-    rows, query = query.shape[1], query * scaling
+        return _by_sdpa(query, keys, values, past=past, window=window)
+    rows = query.shape[1]
     if rows == 1:
         return _block(query, keys, values, first=0, start=past, window=window)  # all of the buffer: nothing is copied
-    end = past + rows
-    keys, values = keys[:, :end].contiguous(), values[:, :end].contiguous()  # once here, not once a block in matmul
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    output = query.new_empty(*query.shape[:2], values.shape[-1])
     for at in range(0, rows, _BLOCK):
         block, start = query[:, at : at + _BLOCK], past + at
-        first, stop = 0 if window is None else max(0, start - window + 1), start + block.shape[1]
-        output[:, at : at + _BLOCK] = _block(block, keys[:, first:stop], values[:, first:stop], first=first, start=start, window=window)
+        real = block.shape[1]
+        block = F.pad(block, (0, 0, 0, min(_rounded(real), _BLOCK) - real))
+        first = 0 if window is None else max(0, start - window + 1) // _BLOCK * _BLOCK
+        stop = min(-(-(start + real) // _BLOCK) * _BLOCK, keys.shape[1])
+        seen = _block(block, keys[:, first:stop], values[:, first:stop], first=first, start=start, window=window)
+        output[:, at : at + real] = seen[:, :real]
     return output
 
 
@@ -116,9 +125,9 @@ def _block(query: Tensor, keys: Tensor, values: Tensor, *, first: int, start: in
         if window is not None and start - first + 1 > window:
             scores[..., : start - first + 1 - window] = -torch.inf
     else:
-        last = rows if window is None else keys.shape[1]  # before their own block rows see everything, but for a window
-        unseen = _unseen(rows, last, last - rows, window, keys.device)
-        scores.view(keys.shape[0], groups, rows, -1)[..., -last:].masked_fill_(unseen, -torch.inf)
+        masked = start - first if window is None else 0  # before their own block rows see everything, but for a window
+        unseen = _unseen(rows, keys.shape[1] - masked, start - first - masked, window, keys.device)
+        scores.view(keys.shape[0], groups, rows, -1)[..., masked:].masked_fill_(unseen, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, -1)  # sums in float32 inside, whatever goes in
     return torch.matmul(weights, values).view(heads, rows, -1)
 
@@ -130,7 +139,13 @@ def _unseen(rows: int, columns: int, past: int, window: int | None, device: torc
     return later if window is None else later | ones.tril(past - window)
 
 
-def _by_sdpa(query: Tensor, keys: Tensor, values: Tensor, *, past: int, scaling: float, window: int | None) -> Tensor:
+def _rounded(rows: int) -> int:
+    """Up to one of few numbers."""
+    step = 1 if rows <= _EXACT else 32 if rows <= 512 else 128
+    return -(-rows // step) * step
+
+
+def _by_sdpa(query: Tensor, keys: Tensor, values: Tensor, *, past: int, window: int | None) -> Tensor:
     rows = query.shape[1]
     end = past + rows
     first = 0 if window is None else max(0, past - window + 1)
@@ -138,7 +153,7 @@ def _by_sdpa(query: Tensor, keys: Tensor, values: Tensor, *, past: int, scaling:
     whole = rows == end and (window is None or rows <= window)
     mask = None if rows == 1 or whole else ~_unseen(rows, end - first, past - first, window, query.device)
     output = F.scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=mask, is_causal=whole and rows > 1, scale=scaling, enable_gqa=True
+        query[None], keys[None], values[None], attn_mask=mask, is_causal=whole and rows > 1, scale=1.0, enable_gqa=True
     )
     return output[0]
 
@@ -186,11 +201,12 @@ class PackedReader:
             part.memory.make_room(part.memory.length + part.count)
         here = Parts(parts)
         positions = torch.cat([torch.arange(part.memory.length, part.memory.length + part.count) for part in parts])
-        last = torch.tensor(here.counts).cumsum(0) - 1
+        last = torch.tensor(here.counts[:-1]).cumsum(0) - 1
+        rows = F.pad(torch.cat([part.embeddings_nh for part in parts]), (0, 0, 0, here.idle))
         logits: Tensor = self._language_model(
-            inputs_embeds=torch.cat([part.embeddings_nh for part in parts])[None],
+            inputs_embeds=rows[None],
             attention_mask=self._ours,
-            position_ids=positions.to(self.shape.device)[None],
+            position_ids=F.pad(positions, (0, here.idle)).to(self.shape.device)[None],
             past_key_values=here,
             use_cache=True,
             logits_to_keep=last.to(self.shape.device),

@@ -20,6 +20,7 @@ from llavakit.errors import BusyError, ConfigError
 from llavakit.serve.memory import Shape
 
 _GIB = 1 << 30
+_FIRST, _LEAST = 64, 16  # positions of the first step, whose pace is not known, and of any
 _ENDS = 32  # ended replies that tell the pace
 
 
@@ -39,13 +40,17 @@ class Limits:
     "Prompt positions (or as much work in the tower) a step while somebody is being written to."
     chunk_alone: int = 512
     "The same while nobody is."
-    views: int = 2
+    pause: float = 0.5
+    "Seconds of a step while somebody is being written to: a slow machine takes smaller chunks. Four times that while nobody is."
+    views: int = 1
     "Views that the tower sees together."
 
     def __post_init__(self) -> None:
         for name in ("running", "kv_bytes", "chunk", "chunk_alone", "views"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{getattr(self, name)!r} is too little", code="bad_value", where=name, remedy="give 1 or more")
+        if not self.pause > 0:
+            raise ConfigError(f"{self.pause!r} is no time", code="bad_value", where="pause", remedy="give a part of a second")
         for name in ("waiting", "feature_bytes", "request_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{getattr(self, name)!r} is less than nothing", code="bad_value", where=name, remedy="give 0 or more")
@@ -60,13 +65,13 @@ class Limits:
             "running": running,
             "waiting": 2 * running,
             "kv_bytes": max(
-                shape.bytes_for(min(context, 512)), min(free // 2 if on_gpu else free // 4, running * shape.bytes_for(context))
+                shape.bytes_for(min(context, 512)), min(free // 2 if on_gpu else free // 4, 2 * running * shape.bytes_for(context))
             ),
             "feature_bytes": max(1 << 24, min(_GIB, free // 32)),
             "request_bytes": max(1 << 26, min(_GIB, free_bytes(torch.device("cpu")) // 16)),
             "chunk": 2048 if on_gpu else 256,
             "chunk_alone": 8192 if on_gpu else 512,
-            "views": 32 if on_gpu else 2,
+            "views": 32 if on_gpu else 1,
         }
         return Limits(**fields | chosen)
 
@@ -83,6 +88,24 @@ def free_bytes(device: torch.device) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return 8 * _GIB  # not Linux: a machine of today, half full
+
+
+class Pace:
+    """How much work, in prompt positions, is done a second; and so how much fits into a step."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._rate: float | None = None
+
+    def budget(self, *, alone: bool) -> float:
+        limits = self._limits
+        most, pause = (limits.chunk_alone, 4 * limits.pause) if alone else (limits.chunk, limits.pause)
+        return min(most, _FIRST if self._rate is None else max(_LEAST, self._rate * pause))
+
+    def took(self, work: float, seconds: float) -> None:
+        if work >= _LEAST and seconds > 0:
+            rate = work / seconds
+            self._rate = rate if self._rate is None else (self._rate + rate) / 2
 
 
 class Door:

@@ -3,14 +3,15 @@
     waiting --first come, first served; a place, and room for prompt and reply--> reading --prompt read--> writing --> over
                                                                                                               memory to Prefixes
 
-A step gives every reply its next token and spends a bounded amount of work, counted in tokens (``Limits.chunk``), on those who are not
-writing yet: first on the tower, what is left on prompts. Half of that goes to the oldest, the rest to whoever has least left: nobody
+A step gives every reply its next token and spends a bounded amount of work, counted in tokens (``room.Pace``), on those who are not
+written to yet: first on the tower, what is left on prompts. Half of that goes to the oldest, the rest to whoever has least left: nobody
 starves, and a short question passes a long one. Who would read what an older one is just reading waits for it and takes it from there.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -27,7 +28,7 @@ from llavakit.serve.memory import Memory
 from llavakit.serve.prefix import Prefixes
 from llavakit.serve.protocol import Finish
 from llavakit.serve.reading import Part, Reader
-from llavakit.serve.room import Limits
+from llavakit.serve.room import Limits, Pace
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Scheduler:
         self.prefixes = Prefixes()
         self.tower = Tower(model, self.features, at_once=limits.views)
         self.counts = dict.fromkeys(("prompt", "cached", "reply", "stop", "cancelled", "error", "steps"), 0)
+        self._pace = Pace(limits)
         self._reader = reader
         self._model = model
         self._stop_ids = stop_ids
@@ -69,7 +71,11 @@ class Scheduler:
             self._over(job, "cancelled")
         self._admit()
         self._prepare_all()
-        self._read(self._look())
+        start = time.monotonic()
+        budget = self._pace.budget(alone=not self.writing)
+        seen = self._look(budget)
+        read = self._read(max(budget - seen, budget / 4))
+        self._pace.took(seen + read, time.monotonic() - start)
 
     def fail(self, jobs: list[Job], error: BaseException) -> None:
         """End these with an error; what they had read is forgotten, for it may be half written."""
@@ -154,31 +160,31 @@ class Scheduler:
 
     # the tower
 
-    def _look(self) -> float:
-        """Let the tower work. Returns what is left of the step's budget."""
-        budget = float(self.limits.chunk if self.writing else self.limits.chunk_alone)
+    def _look(self, budget: float) -> float:
+        """Let the tower work: half of the step if there are prompts to read. Returns what it spent."""
         if not self.tower.busy:
-            return budget
+            return 0
         try:
             spent = self.tower.run(budget / 2 if any(job.memory is not None for job in self.reading) else budget)
         except Exception as error:
             self.fail(self.tower.take_failed(), error)
-            return budget
+            return 0
         self._prepare_all()
-        return max(budget - spent, budget / 4)
+        return spent
 
     # the language model
 
-    def _read(self, budget: float) -> None:
+    def _read(self, budget: float) -> int:
+        """A token for everyone who is being written to, a chunk of prompts. Returns how many positions of prompts."""
         shares = self._shares(int(budget))
         jobs = [*self.writing, *(job for job, _ in shares)]
         if not jobs:
-            return
+            return 0
         try:
             scores = self._reader.read(self._parts(shares))
         except Exception as error:
             self.fail(jobs, error)
-            return
+            return 0
         ends = [place for place, job in enumerate(jobs) if job.left <= 0]
         for job, _ in shares:
             if job.left == 0:
@@ -186,6 +192,7 @@ class Scheduler:
                 self.writing.append(job)
         if ends:
             self._choose([jobs[place] for place in ends], scores[ends])
+        return sum(count for _, count in shares)
 
     def _shares(self, budget: int) -> list[tuple[Job, int]]:
         """How many positions of whose prompts are read now."""
@@ -209,8 +216,8 @@ class Scheduler:
         return [*written, *(Part(job.memory, job.embeddings(table, count)) for job, count in shares)]
 
     def _choose(self, jobs: list[Job], scores: Tensor) -> None:
-        best = scores.argmax(-1).tolist()
-        sound = scores.isfinite().all(-1).tolist()
+        highest, at = scores.max(-1)  # NaN if one of them is
+        best, sound = at.tolist(), highest.isfinite().tolist()
         for place, job in enumerate(jobs):
             try:
                 if not sound[place]:

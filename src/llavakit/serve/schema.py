@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from llavakit.errors import RequestError
 from llavakit.serve.faults import refuse
@@ -29,6 +29,19 @@ class Body(BaseModel):
     """Strict types, further fields kept for the log, no infinities."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 1.0 is whole."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+def _within(**said: float) -> Any:
+    """Optional, with a range that is told in /openapi.json; whoever checks it (``Sampling``) owns it."""
+    return Field(default=None, json_schema_extra=dict(said))
 
 
 class ImageURL(Body):
@@ -69,7 +82,7 @@ Content = Annotated[Annotated[str, Tag("as string")] | Annotated[list[SomePart],
 
 
 class ChatMessage(Body):
-    role: str
+    role: str = Field(json_schema_extra={"enum": ["system", "developer", "user", "assistant"]})
     content: Content | None = None
 
 
@@ -82,13 +95,13 @@ class ChatRequest(Body):
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    n: int | None = None
+    max_tokens: Whole | None = _within(minimum=1, maximum=1_000_000)
+    max_completion_tokens: Whole | None = _within(minimum=1, maximum=1_000_000)
+    temperature: float | None = _within(minimum=0, maximum=100)
+    top_p: float | None = _within(exclusiveMinimum=0, maximum=1)
+    stop: str | list[str] | None = _within(minLength=1, maxItems=16)
+    seed: Whole | None = _within(minimum=0, maximum=2**64 - 1)
+    n: Whole | None = _within(minimum=1, maximum=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

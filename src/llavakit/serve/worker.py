@@ -116,7 +116,8 @@ async def _chunks(told: Told, prompt: str) -> AsyncIterator[bytes]:
 
 
 async def _nothing() -> AsyncIterator[bytes]:
-    for data in ():
+    nothing: tuple[bytes, ...] = ()
+    for data in nothing:
         yield data
 
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from llavakit.config import TrainConfig
+from llavakit.model.cards import Card
 from llavakit.model.llava import IGNORED
 from llavakit.model.presets import ModelConfig
 from llavakit.processor import Batch
 from llavakit.train import start
-from llavakit.train.cards import Card
 from llavakit.train.described import outline
 from llavakit.train.optim import Optimizer
 from llavakit.train.plan import GIB, Run, flops
