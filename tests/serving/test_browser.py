@@ -62,7 +62,7 @@ def opened(browser: Browser) -> Iterator[Open]:
 
 @pytest.mark.parametrize(("scheme", "width"), SHAPES)
 def test_a_conversation(server: PageServer, opened: Open, scheme: str, width: int) -> None:
-    """Three turns with two pictures; what the model sees; a vote; Stop; again; an edit; too long; a broken picture; a restart."""
+    """Three turns with two pictures; what the model sees; a vote; Stop; again; an edit; too long; a restart."""
     page = opened(server.url, scheme=scheme, width=width)
     shape = (scheme, width)
     three_turns(page, shape)
@@ -71,7 +71,6 @@ def test_a_conversation(server: PageServer, opened: Open, scheme: str, width: in
     stop_and_again(page, server, shape)
     an_edit(page)
     too_long(page, shape)
-    a_broken_picture(page)
     a_restart(page, server, shape)
 
 
@@ -157,12 +156,6 @@ def too_long(page: Page, shape: tuple[str, int]) -> None:
     replied(page, 5)
 
 
-def a_broken_picture(page: Page) -> None:
-    page.set_input_files("#files", [file("note.png", b"<html>not found</html>")])
-    expect(page.locator("#said")).to_contain_text("note.png cannot be opened as a picture")
-    sound(page)
-
-
 def a_restart(page: Page, server: PageServer, shape: tuple[str, int]) -> None:
     trouble = page.locator(".reply.last .trouble")
     server.stop()
@@ -242,6 +235,7 @@ def test_a_picture_that_breaks_off_is_told_at_once(server: PageServer, opened: O
     page = opened(server.url)
     page.set_input_files("#files", [file("half.png", MOONS.read_bytes()[:30]), file("dog.png", DOG.read_bytes()), file("none.png", b"")])
     expect(page.locator("#said")).to_have_text(re.compile("half.png cannot be opened.*none.png is empty"))
+    sound(page)
     expect(page.locator("#picked li")).to_have_count(1)
 
 
@@ -267,6 +261,29 @@ def test_a_picture_above_the_limit_is_scaled_and_that_is_said(models: dict[str, 
         ask(page, "What word is written?")
         replied(page, 1)
         assert last(page) == "dog"
+
+
+def test_a_conversation_too_large_to_send_is_told(models: dict[str, Assistant], opened: Open) -> None:
+    with PageServer(models, limits=Limits(body=14_000)) as small:
+        page = opened(small.url)
+        ask(page, "What word is written?", DOG)
+        replied(page, 1)
+        ask(page, "And here?", MOONS)
+        expect(page.locator(".reply.last .trouble")).to_contain_text("where this server takes 0.01 MB")
+
+
+def test_over_the_real_engine(models: dict[str, Assistant], opened: Open) -> None:
+    with PageServer({"tiny-next": models["tiny-next"]}, real=True) as real:
+        page = opened(real.url)
+        ask(page, "What word is written?", DOG)
+        replied(page, 1)
+        page.click("#sight-button")
+        page.click(".segments >> text=Attention")
+        expect(page.locator("figcaption")).to_contain_text("of all attention for “dog”")
+        ask(page, "What shape is the purple thing?", MOONS)
+        replied(page, 2)
+        assert [page.locator(".reply .text").nth(at).inner_text() for at in (0, 1)] == ["dog", "moon"]
+        expect(page.locator("figcaption")).to_contain_text("of all attention for “moon”")
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(models: dict[str, Assistant], opened: Open) -> None:
