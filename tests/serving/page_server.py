@@ -16,6 +16,7 @@ from scripted_engine import ScriptedEngine, ScriptedReply, Step
 from llavakit.assistant import Assistant
 from llavakit.model.generation import check_context, context_length
 from llavakit.serve.api import build
+from llavakit.serve.engine import AssistantEngine
 from llavakit.serve.limits import Limits
 from llavakit.serve.protocol import Ask
 from llavakit.serve.service import Service, Settings
@@ -64,6 +65,8 @@ class PageServer:
     votes: Path | None = None
     key: str | None = None
     limits: Limits = field(default_factory=Limits)
+    real: bool = False
+    "Replies come from the real engine, not from the script."
     port: int = 0
     engines: dict[str, SeeingEngine] = field(default_factory=dict)
     _server: uvicorn.Server | None = None
@@ -79,7 +82,10 @@ class PageServer:
         settings = PageSettings(votes=self.votes, sampling=Sampling(max_new_tokens=96))
 
         def serve(listening: socket.socket) -> None:
-            service = Service(dict(self.engines), Settings(key=self.key, limits=self.limits))
+            engines = (
+                {name: AssistantEngine.start(one, model_id=name) for name, one in self.assistants.items()} if self.real else self.engines
+            )
+            service = Service(dict(engines), Settings(key=self.key, limits=self.limits))
             app = build(service, routes(service, shown, settings))
             self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
             self._server.run([listening])

@@ -1,46 +1,28 @@
-"""The chat page in a real browser, light and dark, at 390 and 1440 pixels, over a server in a thread (W4 to W6).
-
-CHAT_SHOTS=docs/chat saves the pictures that docs/chat.md shows.
-"""
+"""The chat page in a real browser, light and dark, at 390 and 1440 pixels, over a server in a thread (W4 to W6)."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from browsing import DOG, MOONS, SHAPES, Browser, Page, ask, expect, file, last, replied, shot, sound, started, until
 from page_server import HTML, LONG, UNSAFE, PageServer
 from PIL import Image
 
 from llavakit.assistant import Assistant
 from llavakit.serve.limits import Limits
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the page is driven by playwright, which is not installed")
-Browser, Page, expect = sync_api.Browser, sync_api.Page, sync_api.expect
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PICTURES = Path(str(files("llavakit") / "pictures"))
-DOG, MOONS = PICTURES / "scene-60002004.png", PICTURES / "scene-60002420.png"
-SHAPES = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 390)]
 Open = Callable[..., Page]
-
-FAULTS = (Path(__file__).parent / "page_faults.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no browser on this machine: none of {', '.join(BROWSERS)} is installed")
-    with sync_api.sync_playwright() as playing:
-        browser = playing.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with started() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,51 +60,9 @@ def opened(browser: Browser) -> Iterator[Open]:
     assert not failures
 
 
-def ask(page: Page, words: str, *pictures: Path | dict[str, object]) -> None:
-    if pictures:
-        before = page.locator("#picked li").count()
-        page.set_input_files("#files", list(pictures))
-        expect(page.locator("#picked li")).to_have_count(before + len(pictures))
-    page.fill("#words", words)
-    page.press("#words", "Enter")
-
-
-def replied(page: Page, count: int) -> None:
-    expect(page.locator(".reply.done")).to_have_count(count)
-
-
-def last(page: Page) -> str:
-    return page.locator(".reply .text").last.inner_text()
-
-
-def shot(page: Page, name: str, *, only: tuple[str, int] | None = None, shape: tuple[str, int] | None = None) -> None:
-    """Save what is seen for the docs."""
-    folder = os.environ.get("CHAT_SHOTS")
-    if folder and (only is None or only == shape):
-        page.wait_for_timeout(500)
-        seen = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        seen.save(Path(folder) / f"{name}.png", optimize=True)
-
-
-def until(page: Page, true: Callable[[], bool]) -> None:
-    for _ in range(100):
-        if true():
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError("it does not become true")
-
-
-def sound(page: Page) -> None:
-    assert page.evaluate(FAULTS) == []
-
-
-def file(name: str, data: bytes) -> dict[str, object]:
-    return {"name": name, "mimeType": "image/png", "buffer": data}
-
-
 @pytest.mark.parametrize(("scheme", "width"), SHAPES)
 def test_a_conversation(server: PageServer, opened: Open, scheme: str, width: int) -> None:
-    """Three turns with two pictures; what the model sees; a vote; Stop; again; an edit; too long; a broken picture; a restart."""
+    """Three turns with two pictures; what the model sees; a vote; Stop; again; an edit; too long; a restart."""
     page = opened(server.url, scheme=scheme, width=width)
     shape = (scheme, width)
     three_turns(page, shape)
@@ -131,7 +71,6 @@ def test_a_conversation(server: PageServer, opened: Open, scheme: str, width: in
     stop_and_again(page, server, shape)
     an_edit(page)
     too_long(page, shape)
-    a_broken_picture(page)
     a_restart(page, server, shape)
 
 
@@ -217,12 +156,6 @@ def too_long(page: Page, shape: tuple[str, int]) -> None:
     replied(page, 5)
 
 
-def a_broken_picture(page: Page) -> None:
-    page.set_input_files("#files", [file("note.png", b"<html>not found</html>")])
-    expect(page.locator("#said")).to_contain_text("note.png cannot be opened as a picture")
-    sound(page)
-
-
 def a_restart(page: Page, server: PageServer, shape: tuple[str, int]) -> None:
     trouble = page.locator(".reply.last .trouble")
     server.stop()
@@ -302,6 +235,7 @@ def test_a_picture_that_breaks_off_is_told_at_once(server: PageServer, opened: O
     page = opened(server.url)
     page.set_input_files("#files", [file("half.png", MOONS.read_bytes()[:30]), file("dog.png", DOG.read_bytes()), file("none.png", b"")])
     expect(page.locator("#said")).to_have_text(re.compile("half.png cannot be opened.*none.png is empty"))
+    sound(page)
     expect(page.locator("#picked li")).to_have_count(1)
 
 
@@ -327,6 +261,29 @@ def test_a_picture_above_the_limit_is_scaled_and_that_is_said(models: dict[str, 
         ask(page, "What word is written?")
         replied(page, 1)
         assert last(page) == "dog"
+
+
+def test_a_conversation_too_large_to_send_is_told(models: dict[str, Assistant], opened: Open) -> None:
+    with PageServer(models, limits=Limits(body=14_000)) as small:
+        page = opened(small.url)
+        ask(page, "What word is written?", DOG)
+        replied(page, 1)
+        ask(page, "And here?", MOONS)
+        expect(page.locator(".reply.last .trouble")).to_contain_text("where this server takes 0.01 MB")
+
+
+def test_over_the_real_engine(models: dict[str, Assistant], opened: Open) -> None:
+    with PageServer({"tiny-next": models["tiny-next"]}, real=True) as real:
+        page = opened(real.url)
+        ask(page, "What word is written?", DOG)
+        replied(page, 1)
+        page.click("#sight-button")
+        page.click(".segments >> text=Attention")
+        expect(page.locator("figcaption")).to_contain_text("of all attention for “dog”")
+        ask(page, "What shape is the purple thing?", MOONS)
+        replied(page, 2)
+        assert [page.locator(".reply .text").nth(at).inner_text() for at in (0, 1)] == ["dog", "moon"]
+        expect(page.locator("figcaption")).to_contain_text("of all attention for “moon”")
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(models: dict[str, Assistant], opened: Open) -> None:

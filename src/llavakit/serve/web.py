@@ -149,6 +149,7 @@ class Desk:
                     for name, one in self.models.items()
                 ],
                 "votes": self.settings.votes is not None,
+                "max_body": limits.body,
                 "max_images": limits.images,
                 "max_image_bytes": min([limits.bytes, *(one.max_bytes for one in of_one)]),
                 "max_image_pixels": min([limits.pixels, *(one.max_pixels for one in of_one)]),

@@ -12,6 +12,7 @@ export class Trouble extends Error {
 
 const BUSY = { model_loading: "The model is being loaded", shutting_down: "The server is about to stop", engine_dead: "The server is starting anew" };
 
+const megabytes = (bytes) => (bytes / 1e6).toFixed(bytes < 1e6 ? 2 : 1);
 const address = (path) => new URL(path, document.baseURI);
 
 function headers(more = {}) {
@@ -19,10 +20,14 @@ function headers(more = {}) {
   return key ? { ...more, Authorization: `Bearer ${key}` } : more;
 }
 
+let largest = Infinity; // bytes of a request: a server that refuses a larger one hangs up, which looks like a server that is gone
+
+export const allow = (bytes) => (largest = bytes ?? Infinity);
+
 async function call(path, { body, signal } = {}) {
-  const options = body === undefined
-    ? { headers: headers(), signal }
-    : { method: "POST", headers: headers({ "Content-Type": "application/json" }), body: JSON.stringify(body), signal };
+  const data = body === undefined ? null : new Blob([JSON.stringify(body)]);
+  if (data?.size > largest) throw new Trouble("large", "Too large to send", `The conversation has ${megabytes(data.size)} MB with its pictures, where this server takes ${megabytes(largest)} MB. Send fewer or smaller pictures.`);
+  const options = data ? { method: "POST", headers: headers({ "Content-Type": "application/json" }), body: data, signal } : { headers: headers(), signal };
   let response;
   try {
     response = await fetch(address(path), options);

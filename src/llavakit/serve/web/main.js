@@ -82,6 +82,7 @@ async function begin() {
   }
   settings.serverSays(server.sampling ?? {});
   composer.allow(server);
+  api.allow(server.max_body);
   const names = server.models.map((one) => one.id);
   const wanted = names.includes(settings.model.get()) ? settings.model.get() : names[0];
   $("model").replaceChildren(...(names.length ? names : ["no model"]).map((name) => make("option", { value: name, selected: name === wanted }, name)));

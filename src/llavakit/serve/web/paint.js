@@ -99,6 +99,7 @@ function badge(pen, words, x, y, ground, ink, right = false) {
 }
 
 function grid(pen, { columns, rows }, [x, y, width, height], color, faint) {
+  if (!columns || !rows) return; // of a very narrow picture the original's arithmetic keeps nothing
   pen.strokeStyle = color;
   pen.globalAlpha = faint ? 0.55 : 0.85;
   pen.lineWidth = faint ? 1.5 : 1;
@@ -115,7 +116,7 @@ function grid(pen, { columns, rows }, [x, y, width, height], color, faint) {
 function glow(pen, heat, place) {
   const all = heat.flatMap((map) => map.values).sort((one, other) => one - other);
   const least = all[all.length >> 1], most = Math.max(all.at(-1), least + 1e-9); // what got less than half of the patches stays dark
-  for (const map of heat) {
+  for (const map of heat.filter((one) => one.values.length)) {
     const small = Object.assign(document.createElement("canvas"), { width: map.columns, height: map.rows });
     const dots = small.getContext("2d").createImageData(map.columns, map.rows);
     map.values.forEach((value, at) => {

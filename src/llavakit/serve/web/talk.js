@@ -30,7 +30,7 @@ export async function messages(turns, system, url) {
     }
     const urls = (await Promise.all(turn.pictures.map(url))).filter(Boolean);
     const parts = urls.map((one) => ({ type: "image_url", image_url: { url: one } }));
-    if (turn.text) parts.push({ type: "text", text: `\n${turn.text}` }); // on a line of its own, as `llava ask` has it
+    if (turn.text) parts.push({ type: "text", text: turn.text });
     found.push({ role: "user", content: urls.length ? parts : turn.text });
   }
   return found;
