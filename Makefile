@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := src tests benchmarks dev
+SOURCES := src tests benchmarks ablations dev
 
 .PHONY: demo test check fix bench clean
 .DEFAULT_GOAL := demo

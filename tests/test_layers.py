@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "llavakit"
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-CODE = sorted(chain.from_iterable((ROOT / folder).rglob("*.py") for folder in ("src", "tests", "benchmarks")))
+CODE = sorted(chain.from_iterable((ROOT / folder).rglob("*.py") for folder in ("src", "tests", "benchmarks", "ablations")))
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "PIL", "safetensors", "huggingface_hub", "pydantic", "yaml")
 
 
