@@ -83,6 +83,11 @@ class ScriptedEngine:
         self.running = self.refused = self.cancels = self.told = 0
         self.alive, self.drained = True, False
 
+    def check_room(self, coming: int = 0) -> None:
+        if self.running + coming >= self.room:
+            self.refused += 1
+            raise BusyError("the queue is full", code="overloaded", remedy="try again later")
+
     async def submit(self, ask: Ask) -> ScriptedReply:
         if self.running >= self.room or self.drained:
             self.refused += 1

@@ -80,7 +80,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", openapi_extra=reading, responses={200: {"content": streamed}})
     async def chat_completions(request: Request) -> Response:
         """A reply to a conversation about pictures."""
-        service.check_ready()
+        service.check_room()
         record: Record = request.state.record
         check_content_type(request)
         return await while_connected(_chat(service, await request.body(), record), request.receive)
@@ -99,11 +99,11 @@ async def _chat(service: Service, body: bytes, record: Record) -> Response:
 
 async def begin(service: Service, request: ChatRequest, record: Record) -> Told:
     """Ask the engine. Raises whatever makes the request impossible."""
-    engine = service.engine(request.model)
-    record.notes["model"] = request.model
     if unknown := schema.unknown(request):
         record.notes["ignored"] = ",".join(name[:40] for name in unknown[:8])
-    ask = schema.ask(request, await pictures(service, request))
+    with service.coming(request.model) as engine:
+        record.notes["model"] = request.model
+        ask = schema.ask(request, await pictures(service, request))
     return Told(await engine.submit(ask), request.model, service.metrics, record.begun, record.notes)
 
 

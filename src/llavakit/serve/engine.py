@@ -82,6 +82,11 @@ class AssistantEngine:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    def check_room(self, coming: int = 0) -> None:
+        """See ``protocol.Engine``."""
+        with self._lock:
+            self._door.check(coming)
+
     async def submit(self, ask: Ask) -> Job:
         """See ``protocol.Engine``."""
         if self._draining or not self.alive:

@@ -94,6 +94,10 @@ class Engine(Protocol):
     context: int
     "Tokens of prompt and reply together."
 
+    def check_room(self, coming: int = 0) -> None:
+        """Raises BusyError where ``coming`` others fill what is left: a glance, for requests of which nothing has been read."""
+        ...
+
     async def submit(self, ask: Ask) -> Reply:
         """Count, admit, begin.
 

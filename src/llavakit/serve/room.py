@@ -129,6 +129,12 @@ class Door:
         self.inside += 1
         self._bytes += nbytes
 
+    def check(self, coming: int) -> None:
+        """Raises BusyError ``overloaded`` where ``coming`` others fill what is left."""
+        if self.inside + coming >= self._limits.running + self._limits.waiting:
+            self.refused += 1
+            raise busy(f"{self.inside} requests are being served", code="overloaded", after=self.retry_after())
+
     def leave(self, nbytes: int, *, served: bool) -> None:
         self.inside -= 1
         self._bytes -= nbytes

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Service:
         self.started = int(time.time())
         self._draining = False
         self._under_way = 0
+        self._coming: Counter[str] = Counter()
         self._idle = asyncio.Event()
 
     @property
@@ -83,6 +85,25 @@ class Service:
                 raise busy("the server is about to stop", code="shutting_down", retry_after=5)
             case "failed":
                 raise busy("the engine has died and the server is about to be started anew", code="engine_dead", retry_after=10)
+
+    def check_room(self) -> None:
+        """For a request of which nothing has been read. Raises BusyError where it would be turned away in any case."""
+        self.check_ready()
+        if len(self.engines) == 1:
+            ((name, engine),) = self.engines.items()
+            engine.check_room(self._coming[name])
+
+    @contextmanager
+    def coming(self, name: str) -> Iterator[Engine]:
+        """Around the work on a request before its engine knows of it: who comes meanwhile finds less room. Raises what ``engine`` raises,
+        and BusyError where there is none."""
+        engine = self.engine(name)
+        engine.check_room(self._coming[name])
+        self._coming[name] += 1
+        try:
+            yield engine
+        finally:
+            self._coming[name] -= 1
 
     @contextmanager
     def asking(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ def routes(service: Service, own_format: OwnFormat) -> list[Route]:
     async def generate(request: Request) -> Response:
         check_content_type(request)
         record: Record = request.state.record
-        service.check_ready()
+        service.check_room()
         return await while_connected(_generate(service, own_format, await request.body(), record), request.receive)
 
     async def status(request: Request) -> Response:
@@ -86,10 +86,10 @@ async def _generate(service: Service, own_format: OwnFormat, body: bytes, record
 
 async def _begin(service: Service, own_format: OwnFormat, asked: WorkerRequest, record: Record) -> Told:
     name = next(iter(service.engines)) if len(service.engines) == 1 else asked.model or ""
-    engine = service.engine(name)
-    record.notes["model"] = name
-    data = [(f"images[{index}]", bare_base64(text, f"images[{index}]")) for index, text in enumerate(asked.images or ())]
-    await within_budget(data, service.settings.limits)
+    with service.coming(name) as engine:
+        record.notes["model"] = name
+        data = [(f"images[{index}]", bare_base64(text, f"images[{index}]")) for index, text in enumerate(asked.images or ())]
+        await within_budget(data, service.settings.limits)
     sampling = Sampling(
         temperature=0.0 if 0 <= asked.temperature <= GREEDY else asked.temperature,
         top_p=asked.top_p,
