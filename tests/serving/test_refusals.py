@@ -37,11 +37,15 @@ def test_a1_what_is_no_json_is_refused_at_once(name: str) -> None:
     served = service()
 
     async def timed() -> tuple[Any, float]:
+        """The last answer, and the shortest time of some: the machine may be busy."""
+        spent = []
         async with client(served) as http:
             await http.get("/health")
-            begun = time.perf_counter()
-            answer = await http.post(CHAT, content=BAD_JSON[name], headers={"content-type": "application/json"})
-            return answer, time.perf_counter() - begun
+            for _ in range(5):
+                begun = time.perf_counter()
+                answer = await http.post(CHAT, content=BAD_JSON[name], headers={"content-type": "application/json"})
+                spent.append(time.perf_counter() - begun)
+        return answer, min(spent)
 
     answer, seconds = run(timed())
     wrong(answer, 400, "invalid_json")
