@@ -15,7 +15,6 @@ SOURCES := src tests benchmarks ablations dev
 
 demo: $(VENV)/.installed
 	@$(BIN)/llava demo
-	@echo "Ask it yourself: $(BIN)/llava serve shows a chat page at http://127.0.0.1:8000"
 
 test: $(VENV)/.installed-dev  # two processes of one thread each, a file in one of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
