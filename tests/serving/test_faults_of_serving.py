@@ -41,7 +41,8 @@ def test_s1_a_client_that_goes_ends_its_reply(body: bytes, script: Any) -> None:
         talk = running.talk(request(body))
         until(lambda: engine.running)
         if body is STREAM and script is slow:
-            assert b"word" in talk.recv(1 << 12) + talk.recv(1 << 12)
+            while b"word" not in talk.recv(1 << 12):
+                pass
         talk.close()
         assert until(lambda: engine.ended) < 1
         assert engine.running == 0
