@@ -51,10 +51,10 @@ class Case:
 
 
 CASES = (
-    Case("pretrain", 30, 8, 2, 5),
-    Case("finetune", 60, 2, 4, 4),
-    Case("finetune", 500, 1, 2, 5),
-    Case("lora", 250, 2, 2, 5),
+    Case("pretrain", 30, 8, 2, 12),
+    Case("finetune", 60, 2, 4, 12),
+    Case("finetune", 500, 1, 2, 12),
+    Case("lora", 250, 2, 2, 12),
 )
 
 

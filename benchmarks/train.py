@@ -12,12 +12,13 @@ Stage 1 has as many captions. The sides:
     grouped   two batches of nearly equal lengths                               1.15 times faster
     trainer   transformers.Trainer on the padded batches
     sft       TRL's SFTTrainer on the padded batches (where trl is installed)
-    ours      llavakit's loop: packed rows, the head sees learned positions only
+    ours      llavakit's loop: packed rows, the head sees learned positions only, freed memory kept (model/heap.py)
     align, ours-align     stage 1                                               1.12 times faster
 
-Each side runs in a process of its own, the sides take turns, and of the epochs that a process trains the first warms up and is not
-counted. The rate is so small that the weights stay what they are, and so the loss of that first epoch must be one and the same on all
-sides. "bound" is the time of the necessary products at the machine's measured speed of multiplying.
+The other sides run as their users run them; with --heap they too keep freed memory, as an environment of MALLOC_MMAP_MAX_=0 and
+MALLOC_TRIM_THRESHOLD_=-1 would have it. Each side runs in a process of its own, the sides take turns, and of the epochs that a process
+trains the first warms up and is not counted. The rate is so small that the weights stay what they are, and so the loss of that first
+epoch must be one and the same on all sides. "bound" is the time of the necessary products at the machine's measured speed of multiplying.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from measure import Times, ceilings, faster
 from llavakit.config import FINETUNE, PRETRAIN, TrainConfig
 from llavakit.data.loader import Loader, Window
 from llavakit.data.sources import read_llava
+from llavakit.model.heap import give_back, keep_memory
 from llavakit.train.loop import train
 
 LEARNED_SHARE, CAPTION = 1 / 3, 29
@@ -169,6 +171,7 @@ def _plain(config: TrainConfig, step: Any, *, group: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         step(time.perf_counter() - began, total, window.learned)
+        give_back()  # outside the clock; without it glibc's leftovers grow until the kernel kills this side at 24 GiB
 
 
 def _trainer(config: TrainConfig, step: Any, *, sft: bool) -> None:
@@ -232,10 +235,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2, help="epochs of a process; the first is not counted")
     parser.add_argument("--only", nargs="*", default=None, help="sides")
+    parser.add_argument("--heap", action="store_true", help="the other sides keep freed memory too")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     given = parser.parse_args()
     if given.side:
+        if given.heap:
+            keep_memory()
         print(json.dumps(run_side(given.side, given.folder, DATA[given.data], given.epochs)))
         return
     shape = QUICK if given.quick else FULL
@@ -249,7 +255,7 @@ def main() -> None:
         for number in range(given.rounds):
             for side in sides[:: 1 if number % 2 else -1]:
                 words = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--epochs", str(given.epochs)]
-                words += ["--data", given.data]
+                words += ["--data", given.data, *(["--heap"] if given.heap else [])]
                 done = subprocess.run(words, check=False, stdout=subprocess.PIPE, text=True)
                 if done.returncode:
                     print(f"{side}: ended with {done.returncode} ({'killed, as for memory' if done.returncode == -9 else 'see above'})")

@@ -187,6 +187,22 @@ def test_every_orientation_is_turned_upright(kind: str, turn: int) -> None:  # I
     assert image_size(types.Image(data)) == upright.size
 
 
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_pngs_size_is_known_without_decoding_it(turn: int, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # A5, I11
+    exif = PIL.Image.Exif()
+    exif[0x0112] = turn
+    data = encoded(smooth(40, 20), "PNG", exif=exif)
+    if late:  # the chunk behind the pixels
+        at = data.index(b"eXIf") - 4
+        after = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        end = data.index(b"IEND") - 4
+        data = data[:at] + data[after:end] + data[at:after] + data[end:]
+    size = opened(data).size
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)  # whoever decodes fails
+    assert image_size(types.Image(data)) == size == ((20, 40) if turn in (6, 8) else (40, 20))
+
+
 @pytest.mark.parametrize("block", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(20)])
 def test_broken_exif_is_ignored(block: bytes) -> None:  # I11, I14
     assert close(opened(encoded(smooth(40, 20), "JPEG", exif=block)), smooth(40, 20), within=4)

@@ -24,9 +24,9 @@ from llavakit.model.cpu import accelerate_cpu
 from llavakit.model.generation import Past, check_context, generate, stream
 from llavakit.model.llava import Llava
 from llavakit.model.quantize import Quantization
-from llavakit.processor import Batch, Inputs, Processor
+from llavakit.processor import IGNORED, Batch, Inputs, Processor
 from llavakit.prompts import Template
-from llavakit.text_stream import TextStream, finished_text, held_ids
+from llavakit.text_stream import TextStream, finished_text, held_ids, text_behind
 from llavakit.types import Conversation, Sampling, assistant
 
 GREEDY = Sampling()
@@ -88,56 +88,72 @@ class Assistant:
             accelerate_cpu(model, packed=(model.vision_tower, model.multi_modal_projector))
         return Assistant(model, processor, commit=places.commit_of(folder))
 
-    def reply(self, conversation: Conversation, sampling: Sampling = GREEDY) -> Iterator[str]:
+    def reply(self, conversation: Conversation, sampling: Sampling = GREEDY, *, begun: bool = False) -> Iterator[str]:
         """The reply, piece by piece; beam search has one piece. What is wrong with the question is raised before the first piece.
 
-        Raises PromptError (``no_question``, ``empty_prompt``), ContextError (``context_length_exceeded``), ImageError.
+        ``begun``: the conversation ends with a reply that goes on; what comes is the rest of it, the blank in front included.
+        Raises PromptError (``no_question``, ``no_reply``, ``empty_prompt``), ContextError (``context_length_exceeded``), ImageError.
         """
-        batch = self._batch([self._encode(conversation, sampling)])
-        return self._pieces(batch, sampling, None)
+        inputs = self.encode(conversation, sampling, begun=begun)
+        return self._pieces(self._batch([inputs]), sampling, None, said=_said(inputs))
 
-    def reply_batch(self, conversations: Sequence[Conversation], sampling: Sampling = GREEDY) -> list[str]:
+    def reply_batch(self, conversations: Sequence[Conversation], sampling: Sampling = GREEDY, *, begun: bool = False) -> list[str]:
         """The replies to all, computed together: the same as ``"".join(reply(...))`` of each, up to the rounding of the dtype."""
-        if not conversations:
+        return self.reply_encoded([self.encode(conversation, sampling, begun=begun) for conversation in conversations], sampling)
+
+    def encode(self, conversation: Conversation, sampling: Sampling = GREEDY, *, begun: bool = False) -> Inputs:
+        """A question made ready, on the CPU; safe in a thread beside the model. Raises what ``reply`` raises."""
+        inputs = self.processor.encode(conversation, learn=False, begun=begun, room=sampling.max_new_tokens)
+        check_context(self.model, prompt=len(inputs.input_ids), new=sampling.max_new_tokens)
+        return inputs
+
+    def reply_encoded(self, encoded: Sequence[Inputs], sampling: Sampling = GREEDY) -> list[str]:
+        """``reply_batch`` of questions that ``encode`` made ready."""
+        if not encoded:
             return []
-        batch = self._batch([self._encode(conversation, sampling) for conversation in conversations])
+        batch = self._batch(encoded)
         stop = self._stop(sampling)
-        writers = [self._writer(stop) for _ in conversations]
+        said = [_said(one) for one in encoded]
+        writers = [self._writer(stop, before) for before in said]
 
         def ends(row: int, token: int) -> bool:
             writers[row].push(token)
             return writers[row].stopped
 
         rows = generate(self.model, batch, sampling=sampling, stop_ids=self.stop_ids, ends=ends if stop else None)
-        return [finished_text(self.processor.decode(row), stop) for row in rows]
+        return [self._finished(row, stop, before) for row, before in zip(rows, said, strict=True)]
 
     def session(self, conversation: Conversation | None = None) -> Session:
         """A conversation to go on with, empty or begun (a system message, earlier turns)."""
         return Session(self, Conversation(()) if conversation is None else conversation)
 
-    def _encode(self, conversation: Conversation, sampling: Sampling) -> Inputs:
-        inputs = self.processor.encode(conversation, learn=False, room=sampling.max_new_tokens)
-        check_context(self.model, prompt=len(inputs.input_ids), new=sampling.max_new_tokens)
-        return inputs
-
-    def _batch(self, inputs: list[Inputs]) -> Batch:
+    def _batch(self, inputs: Sequence[Inputs]) -> Batch:
         return self.processor.collate(inputs, side="left").to(self.model.device, self.model.dtype)
 
     def _stop(self, sampling: Sampling) -> tuple[str, ...]:
         return (*self.processor.template.stop, *sampling.stop)
 
-    def _writer(self, stop: Sequence[str]) -> TextStream:
-        return TextStream(self.processor.decode, held=self._held, stop=stop)
+    def writer(self, sampling: Sampling) -> TextStream:
+        """Of one reply."""
+        return self._writer(self._stop(sampling), ())
 
-    def _pieces(self, batch: Batch, sampling: Sampling, past: Past | None, taken: list[int] | None = None) -> Generator[str]:
-        """``past`` is continued and filled; ``taken`` collects the tokens chosen."""
+    def _writer(self, stop: Sequence[str], said: Sequence[int]) -> TextStream:
+        return TextStream(self.processor.decode, held=self._held, stop=stop, said=said)
+
+    def _finished(self, ids: Sequence[int], stop: Sequence[str], said: Sequence[int]) -> str:
+        return finished_text(text_behind(said, ids, self.processor.decode), stop, begun=bool(said))
+
+    def _pieces(
+        self, batch: Batch, sampling: Sampling, past: Past | None, taken: list[int] | None = None, *, said: Sequence[int] = ()
+    ) -> Generator[str]:
+        """``past`` is continued and filled; ``taken`` collects the tokens chosen; ``said`` are the ids of a reply that goes on."""
         stop = self._stop(sampling)
         if sampling.num_beams > 1:
             assert past is None, "beam search keeps no memory"
             (tokens,) = generate(self.model, batch, sampling=sampling, stop_ids=self.stop_ids)
-            yield finished_text(self.processor.decode(tokens), stop)
+            yield self._finished(tokens, stop, said)
             return
-        writer = self._writer(stop)
+        writer = self._writer(stop, said)
         with closing(stream(self.model, batch, sampling=sampling, stop_ids=self.stop_ids, past=past)) as chosen:
             for token in chosen:
                 if taken is not None:
@@ -174,7 +190,7 @@ class Session:
     def reply(self, conversation: Conversation, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Reply to this conversation and take it as the history: it may continue the old one or change any part of it."""
         self._hush()
-        inputs = self._assistant._encode(conversation, sampling)
+        inputs = self._assistant.encode(conversation, sampling)
         self._speaking = self._recorded(conversation, self._pieces(inputs, sampling))
         return self._speaking
 
@@ -204,8 +220,8 @@ class Session:
         if sampling.num_beams > 1:
             yield from self._assistant._pieces(self._assistant._batch([inputs]), sampling, None)
             return
-        keys = _keys(inputs, self._assistant.processor.image_token_id)
-        self._past.keep(_common(self._keys, keys))
+        keys = position_keys(inputs, self._assistant.processor.image_token_id)
+        self._past.keep(common_prefix(self._keys, keys))
         batch = self._rest(inputs, keys, self._past.length)
         taken: list[int] = []
         try:
@@ -234,21 +250,32 @@ class Session:
         return replace(batch, positions=batch.positions + read)
 
 
-def _keys(inputs: Inputs, image_token_id: int) -> list[int | bytes]:
+def _said(inputs: Inputs) -> list[int]:
+    """The ids of all that the assistant has said so far in a conversation whose last reply goes on; of an open one, none."""
+    return inputs.input_ids[inputs.labels != IGNORED].tolist()  # type: ignore[no-any-return]
+
+
+def position_keys(inputs: Inputs, image_token_id: int) -> list[int | bytes]:
     """What stands at each position: a token id, or a digest of the picture whose token it is."""
     pictures = inputs.views.split([grid.views for grid in inputs.grids]) if inputs.grids else ()
     marks: list[bytes] = []
     for grid, views in zip(inputs.grids, pictures, strict=True):
-        marks += [blake2b(views.contiguous().numpy().data, digest_size=16).digest()] * grid.tokens
+        mark = blake2b(repr(grid).encode(), digest_size=16)  # pictures of one colour have the same pixels in several shapes
+        mark.update(views.contiguous().numpy().data)
+        marks += [mark.digest()] * grid.tokens
     remaining = iter(marks)
     return [next(remaining) if number == image_token_id else number for number in inputs.input_ids.tolist()]
 
 
-def _common(old: Sequence[int | bytes], new: Sequence[int | bytes]) -> int:
+def common_prefix(old: Sequence[int | bytes], new: Sequence[int | bytes]) -> int:
     """How many first positions agree: whole pictures only, and at least one short of ``new``, whose last must be read to go on."""
-    pairs = enumerate(zip(old, new, strict=False))
-    same = next((at for at, (before, now) in pairs if before != now), min(len(old), len(new)))
-    same = min(same, len(new) - 1)
+    same, stop = 0, min(len(old), len(new) - 1)
+    while same < stop:  # by halves: lists compare their parts faster than we do their elements
+        middle = (same + stop + 1) // 2
+        if old[same:middle] == new[same:middle]:
+            same = middle
+        else:
+            stop = middle - 1
     while same > 0 and isinstance(new[same], bytes) and new[same - 1] == new[same]:
         same -= 1
     return same

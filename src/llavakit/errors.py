@@ -13,6 +13,8 @@
     |   +-- ThrottledError   ... asks us to wait
     |   +-- UnavailableError ... fails for now: trying again may help
     |   +-- RefusedError     ... will not take this one question
+    +-- BusyError            our own server has no room now        (S2, S4)
+    +-- RequestError         a request over HTTP is not served     (A rows)
     +-- MissingExtraError    an optional dependency is not installed
 
 Each carries a stable ``code`` (programs match on it), ``what`` happened, ``where`` (the offending file, field or value) and
@@ -95,6 +97,18 @@ class UnavailableError(ResponderError):
 
 class RefusedError(ResponderError):
     """This question is refused (400, 413, 422): asking it again is of no use, the others are not concerned."""
+
+
+class BusyError(LlavaError):
+    """Our own server has no room now, or is about to stop. ``retry_after`` is how many seconds to wait."""
+
+    retry_after: float = 1.0
+
+
+class RequestError(LlavaError):
+    """A request over HTTP that is not understood, not allowed or not possible; ``where`` names the field. ``status`` is HTTP's."""
+
+    status: int = 400
 
 
 class MissingExtraError(LlavaError):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +105,9 @@ def image_size(image: types.Image, limits: Limits = LIMITS) -> tuple[int, int]:
     where = str(source) if isinstance(source, Path) else "image"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        opened = _open_header(read_bytes(image, limits), limits, where)
-        sideways = opened.format != "TIFF" and _turn(opened) in _SIDEWAYS  # Pillow tells the upright size of a TIFF itself
+        data = read_bytes(image, limits)
+        opened = _open_header(data, limits, where)
+        sideways = opened.format != "TIFF" and _turn(opened, data) in _SIDEWAYS  # Pillow tells the upright size of a TIFF itself
         return opened.size[::-1] if sideways else opened.size
 
 
@@ -181,16 +182,23 @@ def _without_notes(data: bytes, where: str) -> bytes:
     """A PNG without its texts and profiles (hardening I13); anything else as it is. Raises ImageError if it ends inside a chunk."""
     if not data.startswith(_PNG):
         return data
-    kept, start, at = [], 0, len(_PNG)
-    while at + 8 <= len(data):
-        after = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] in _PNG_NOTES:
+    kept, start, after = [], 0, len(_PNG)
+    for name, at, after in _chunks(data):
+        if name in _PNG_NOTES:
             kept.append(data[start:at])
             start = after
-        at = after
-    if at > len(data):
+    if after > len(data):
         raise _truncated(where)
     return b"".join((*kept, data[start:])) if kept else data
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first and last place of every chunk of a PNG; the last may end behind the data."""
+    at = len(_PNG)
+    while at + 8 <= len(data):
+        after = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], at, after
+        at = after
 
 
 def _unreadable(data: bytes, where: str) -> ImageError:
@@ -234,11 +242,21 @@ def _animation(limits: Limits, where: str) -> None:
     warnings.warn("a picture has several frames; only the first is seen", stacklevel=3)
 
 
-def _turn(opened: PIL.Image.Image) -> PIL.Image.Transpose | None:
+def _turn(opened: PIL.Image.Image, data: bytes | None = None) -> PIL.Image.Transpose | None:
+    """How the picture lies. With ``data``, the whole file, nothing is decoded for it: Pillow would look for a PNG's behind its pixels."""
     try:
-        return _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
+        exif = _png_exif(data) if data is not None and opened.format == "PNG" else opened.getexif()
+        return _TURNS.get(exif.get(_ORIENTATION, 1))
     except Exception:  # broken EXIF says nothing about orientation
         return None
+
+
+def _png_exif(data: bytes) -> PIL.Image.Exif:
+    exif = PIL.Image.Exif()
+    for name, at, after in _chunks(data):
+        if name == b"eXIf":
+            exif.load(b"Exif\0\0" + data[at + 8 : after - 4])
+    return exif
 
 
 def _upright(opened: PIL.Image.Image) -> PIL.Image.Image:

@@ -137,21 +137,23 @@ class Processor:
         end = self._pieces.controls.get(self.template.end)
         return frozenset(token for token in (end, self.tokenizer.eos_token_id) if token is not None)
 
-    def encode(self, conversation: Conversation, *, learn: bool, room: int = 0, known: Known | None = None) -> Inputs:
+    def encode(self, conversation: Conversation, *, learn: bool, begun: bool = False, room: int = 0, known: Known | None = None) -> Inputs:
         """One example. ``learn``: a closed conversation with the labels of its replies; otherwise an open one, to be answered.
 
+        ``begun``: the last reply goes on: the ids that would be learned from it, up to its last character; labels as if they were.
         ``room``: tokens that must remain free for the reply. ``known``: features by a picture's digest; where it has some, no view is
         made. Raises PromptError, ImageError, and ContextError (code context_length_exceeded) before any picture is decoded; nothing is
         ever cut.
         """
-        if conversation.open is learn and conversation.turns:
-            raise _wrong_end(conversation, learn)
+        replied = learn or begun
+        if conversation.open is replied and conversation.turns:
+            raise _wrong_end(conversation, replied)
         ids: list[int] = []
         labels: list[int] = []
         grids = self._grids(conversation.images)
-        for new, learned in self._encoded(self.template.render(conversation), grids):
+        for new, learned in self._encoded(self.template.render(conversation, begun=begun), grids):
             ids += new
-            labels += new if learned and learn else [IGNORED] * len(new)
+            labels += new if learned and replied else [IGNORED] * len(new)
         self._check_length(len(ids), sum(grid.tokens for grid in grids), room)
         kept, features = ((), ()) if known is None else self._kept(conversation.images, known)
         unknown = [place for place in range(len(grids)) if not kept or not kept[place].known]
@@ -287,13 +289,13 @@ class Processor:
             canvases=self.tiling.canvases,
         )
 
-    def using(self, template: Template) -> Processor:
-        """The same with another prompt format."""
+    def using(self, template: Template | None = None, *, tiling: Tiling | None = None) -> Processor:
+        """The same with another prompt format or another rule of cutting pictures."""
         return Processor(
             tokenizer=self.tokenizer,
-            template=template,
+            template=template or self.template,
             preprocess=self.preprocess,
-            tiling=self.tiling,
+            tiling=tiling or self.tiling,
             image_token=self.image_token,
             max_length=self.max_length,
             image_pieces=self.image_pieces,
@@ -379,8 +381,9 @@ def _told(index: int, image: Image, read: Callable[[], T]) -> T:
         raise ImageError(error.what, code=error.code, where=where, remedy=error.remedy) from error
 
 
-def _wrong_end(conversation: Conversation, learn: bool) -> PromptError:
+def _wrong_end(conversation: Conversation, replied: bool) -> PromptError:
     where = f"messages[{len(conversation.messages) - 1}]"
-    if learn:
-        return PromptError("there is no reply to learn", code="no_reply", where=where, remedy="end with an assistant message")
+    if replied:
+        what = "there is no reply to learn or to go on with"
+        return PromptError(what, code="no_reply", where=where, remedy="end with an assistant message")
     return PromptError("there is nothing to answer", code="no_question", where=where, remedy="end with a user message")

@@ -89,10 +89,17 @@ class Template:
         """The same format with control text around every picture."""
         return replace(self, image_start=start, image_end=end)
 
-    def render(self, conversation: Conversation) -> tuple[Segment, ...]:
-        """The prompt, segment by segment; after an open conversation it stops where the reply begins. Raises PromptError."""
+    def render(self, conversation: Conversation, *, begun: bool = False) -> tuple[Segment, ...]:
+        """The prompt, segment by segment; after an open conversation it stops where the reply begins. Raises PromptError.
+
+        ``begun``: the last reply goes on, so the prompt stops behind its last character (where it begins if it says nothing yet).
+        """
+        if begun and not conversation.messages[-1].text:
+            return self.render(Conversation(conversation.messages[:-1]))
         check_not_empty(conversation)
-        return tuple(segment for segment in self._segments(conversation) if segment.text)
+        segments = tuple(segment for segment in self._segments(conversation) if segment.text)
+        said = [place for place, segment in enumerate(segments, 1) if segment.kind == "text" and segment.learned] if begun else []
+        return segments[: said[-1]] if said else segments
 
     def _segments(self, conversation: Conversation) -> Iterator[Segment]:
         opening = tuple(self._opening(conversation.system))

@@ -23,9 +23,18 @@ def stop_at(text: str, stop: Iterable[str]) -> int | None:
     return min(found)[1] if found else None
 
 
-def finished_text(text: str, stop: Iterable[str] = ()) -> str:
-    """A whole decoded reply as it is shown: cut at the first stop string, no white space around it."""
-    return text[: stop_at(text, stop)].strip()
+def finished_text(text: str, stop: Iterable[str] = (), *, begun: bool = False) -> str:
+    """A whole decoded reply as it is shown: cut at the first stop string, no white space around it.
+
+    ``begun``: it goes on a text, so white space in front of it stays.
+    """
+    text = text[: stop_at(text, stop)]
+    return text.rstrip() if begun else text.strip()
+
+
+def text_behind(said: Sequence[int], ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
+    """What ``ids`` add to a reply of which ``said`` are the ids so far: many decoders drop the blank in front of what they get first."""
+    return decode([*said, *ids])[len(decode(said)) :]
 
 
 def held_ids(vocabulary: Mapping[str, int], special: Iterable[int]) -> frozenset[int]:
@@ -39,20 +48,28 @@ class TextStream:
     decode: token ids to text, special tokens left out.
     held: ids that are never the last of a piece (``held_ids``).
     stop: strings that end the reply and are not part of it.
+    said: the ids of a reply that is begun already, on which these go on; then a blank in front is shown too.
 
     Decoding starts at a recent token instead of the first, so the work for a reply grows with its length, not with its square.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], *, held: frozenset[int] = frozenset(), stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        held: frozenset[int] = frozenset(),
+        stop: Sequence[str] = (),
+        said: Sequence[int] = (),
+    ) -> None:
         self._decode = decode
         self._held = held
         self._stop = tuple(stop)
-        self._ids: list[int] = []  # the window: some ids already let out, for the decoder to lean on, then those that are not
-        self._settled = 0  # how many ids of the window are let out
-        self._before = ""  # their text
+        self._ids = list(said)  # the window: some ids already let out, for the decoder to lean on, then those that are not
+        self._settled = len(said)  # how many ids of the window are let out
+        self._before = decode(said) if said else ""  # their text
         self._half = ""  # decoded, but perhaps the beginning of a stop string
         self._space = ""  # white space that is shown only if something follows
-        self._begun = False
+        self._begun = bool(said)
         self.stopped = False  # a stop string was met; later tokens are ignored
 
     def push(self, token: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,11 @@ def test_the_built_in_model_answers_the_demo(llava: Llava) -> None:
     right, asked = map(int, re.search(r"^(\d+) of (\d+) right", done.out, re.MULTILINE).groups())  # type: ignore[union-attr]
     assert asked >= 5
     assert right >= 0.8 * asked
+
+
+def test_the_demo_s_page_names_its_extra(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not installed
+    llava("demo", "--gradio").failed(1, "gradio", "pip install 'llavakit[gradio]'")
 
 
 def test_a_picture_in_half_blocks_has_its_colours() -> None:

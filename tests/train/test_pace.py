@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llavakit.cli import main
 from llavakit.config import FINETUNE, PRETRAIN, Lora, TrainConfig
+from llavakit.model.cards import Card
 from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig, clip, llama
 from llavakit.train import pace
-from llavakit.train.cards import Card
 from llavakit.train.described import Samples, outline, planned
 from llavakit.train.plan import flops, hours, plan
 
@@ -38,26 +38,27 @@ KINDS: dict[str, TrainConfig] = {
 @pytest.mark.parametrize("kind", ["pretrain", "padded", "tower", "lora"])
 def test_the_made_up_samples_cost_what_the_formulas_say(kind: str) -> None:
     config = replace(KINDS[kind], pack=False)
-    shape = pace.shallow(CONFIG, pace.DEPTH)
+    shape = pace.shallow(CONFIG, 1, 1 + pace.MORE)
     run = planned(config, CONFIG, DATA)
     model, _ = outline(config, shape, device="cpu")
     for name in model.vision_tower.never_run():
         model.get_parameter(name).requires_grad_(False)
     model.language_model.set_attn_implementation("eager")
     model.vision_tower.vision_model.set_attn_implementation("eager")
-    batch, tried = pace.made_up(run, shape, 4, pack=False)
+    tried = pace.rounded(run, shape)
+    batch = pace.made_up(tried, 4, pack=False)
     with FlopCounterMode(display=False) as counter:
         model(batch).loss_sum.backward()
     assert counter.get_total_flops() == pytest.approx(4 * flops(tried).total, rel=0.02)
 
 
 def test_shallow_keeps_the_widths() -> None:
-    small = pace.shallow(CONFIG, 2)
+    small = pace.shallow(CONFIG, 2, 3)
     model = Llava(small)
     assert model.vision_tower.run_layers == 2
-    assert len(model.language_model.model.layers) == 2
+    assert len(model.language_model.model.layers) == 3
     assert (small.vision["hidden_size"], small.text["intermediate_size"]) == (32, 160)
-    assert pace.shallow(CONFIG, 99) == CONFIG
+    assert pace.shallow(CONFIG, 99, 99) == CONFIG
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +68,7 @@ def test_every_kind_of_run_can_be_measured(kind: str, monkeypatch: pytest.Monkey
     config = KINDS[kind]
     run = planned(config, CONFIG, DATA)
     found = pace.measure(run, config)
-    assert found.steps == pace.LEAST
+    assert found.steps == 3 * pace.LEAST
     assert min(found.rate, found.update) > 0
     assert torch.equal(torch.get_rng_state(), state), "no draw of the caller's"
     made = plan(run, pace.here(config, found), utilisation=1.0, update=found.update)

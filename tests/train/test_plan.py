@@ -15,13 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llavakit.config import Lora
 from llavakit.errors import ConfigError
+from llavakit.model.cards import card
 from llavakit.model.llava import IGNORED, Llava
 from llavakit.model.presets import ModelConfig, clip, llama
 from llavakit.model.released import SYSTEMS
 from llavakit.processor import Batch
 from llavakit.recipes import RECIPES
 from llavakit.train import start
-from llavakit.train.cards import card
 from llavakit.train.described import Samples, outline, planned
 from llavakit.train.optim import Optimizer
 from llavakit.train.plan import GIB, Part, Run, activations, calibrate, flops, hours, memory, plan

@@ -16,9 +16,9 @@ from llavakit.cli.plan import plan as command
 from llavakit.config import Lora, parse
 from llavakit.data.manifest import shipped
 from llavakit.errors import ConfigError
+from llavakit.model.cards import CARDS, card
 from llavakit.model.released import SYSTEMS
 from llavakit.recipes import RECIPES, Recipe
-from llavakit.train.cards import CARDS, card
 from llavakit.train.described import planned
 from llavakit.train.plan import UTILISATION, Run, hours, memory, plan, remedies
 from llavakit.train.published import INSTRUCT, MIX, TIMES, as_published, instruct, longest, mean, mix, padding, samples

@@ -4,9 +4,11 @@
     app          the table command -> function       train  data  scenes  miniature   make models and data
     border       errors, warnings and exit codes     environment                a report for bug threads
     options      options that commands share         terminal                   consoles and small pictures
+    serve  batch               models for many at once: by HTTP, from a file
     info  verify  convert      checkpoints: what they are, whether they agree with transformers, from layout to layout
     generate  caption  asking  instruction data and captions by a teacher; whom to ask, and how far it has come
     concepts                   a balanced part of many captions
+    eval                       benchmarks: questions, answers, scores
     plan  preflight            what a training run takes; what is looked at before its first step
 
 Results go to stdout, all else to stderr. Only typer is imported before a command runs, so that ``llava --help`` is instant.

@@ -9,6 +9,8 @@ from typer import Exit, Option, Typer
 from llavakit import __version__
 from llavakit.cli import (
     ask,
+    batch,
+    capacity,
     caption,
     chat,
     concepts,
@@ -18,21 +20,28 @@ from llavakit.cli import (
     environment,
     generate,
     info,
+    launch,
     miniature,
     plan,
     scenes,
+    serve,
     show,
     train,
     verify,
 )
+from llavakit.cli import eval as evaluation
 
 COMMANDS = (
     ("ask", ask.ask, ask.EXAMPLES),
     ("chat", chat.chat, chat.EXAMPLES),
+    ("serve", serve.serve, serve.EXAMPLES),
+    ("batch", batch.batch, batch.EXAMPLES),
     ("show", show.show, show.EXAMPLES),
     ("info", info.info, info.EXAMPLES),
     ("plan", plan.plan, plan.EXAMPLES),
     ("verify", verify.verify, verify.EXAMPLES),
+    ("launch", launch.launch, launch.EXAMPLES),
+    ("capacity", capacity.capacity, capacity.EXAMPLES),
     ("concepts", concepts.concepts, concepts.EXAMPLES),
     ("convert", convert.convert, convert.EXAMPLES),
     ("generate", generate.generate, generate.EXAMPLES),
@@ -40,7 +49,7 @@ COMMANDS = (
     ("demo", demo.demo, demo.EXAMPLES),
     ("env", environment.environment, environment.EXAMPLES),
 )
-GROUPS = (("train", train.app), ("data", data.app), ("scenes", scenes.app), ("miniature", miniature.app))
+GROUPS = (("train", train.app), ("data", data.app), ("eval", evaluation.app), ("scenes", scenes.app), ("miniature", miniature.app))
 EPILOG = """Try it:  llava demo   and   llava ask photo.jpg "What is this?"
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong words, 130 interrupted.

@@ -42,10 +42,9 @@ PriceOut = Annotated[float | None, Option("--price-out", min=0, help="Price of a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
-    """Whom to ask, and how much: as options."""
+class Paying:
+    """How much to ask, and what it may cost: as options."""
 
-    teacher: Teacher = None
     key: KeyVariable = "OPENAI_API_KEY"
     concurrency: Concurrency = 16
     budget: BudgetMoney = None
@@ -65,6 +64,13 @@ class Asking:
         from llavakit.responder import Limits
 
         return Limits(concurrency=self.concurrency, budget=self.purse(), again=again)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking(Paying):
+    """Whom to ask, and how much: as options."""
+
+    teacher: Teacher = None
 
     def completer(self, who: str, loading: options.Loading, prompts: Prompts) -> Completer:
         """The one who is asked. Raises ConfigError for an address without a model's name, ResponderError without a key."""

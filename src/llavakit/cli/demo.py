@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib.resources import as_file, files
 from typing import Annotated
 
-from typer import Option
+from typer import Option, confirm
 
 from llavakit.cli import border, options, terminal
 
@@ -16,6 +18,7 @@ EXAMPLES = """Examples:
 
   llava demo
   llava demo --model runs/finetune
+  llava demo --gradio                 (a page to ask on; needs the extra gradio)
 """
 
 
@@ -31,6 +34,7 @@ class Row:
 @options.spread
 def demo(
     count: Annotated[int | None, Option("--count", "-n", min=1, help="Only so many questions.")] = None,
+    gradio: Annotated[bool, Option("--gradio", help="Ask on a page instead, made with Gradio.")] = False,
     *,
     loading: options.Loading,
 ) -> None:
@@ -38,6 +42,9 @@ def demo(
     from llavakit.eval.scenes import normal
     from llavakit.types import Conversation, Sampling
 
+    if gradio:
+        on_a_page(loading)
+        return
     assistant = loading.assistant()
     rows, right, seconds, shown = shipped_questions()[:count], 0, 0.0, ""
     for row in rows:
@@ -52,6 +59,29 @@ def demo(
         right += good
         show_row(row, reply, good=good)
     terminal.out().print(f"{right} of {len(rows)} right, {seconds / len(rows):.2f} s each.")
+    offer_page(loading.model)
+
+
+def offer_page(model: str | None) -> None:
+    """The chat page as the next thing to do: opened at once where somebody can say yes."""
+    words = ["serve", *([model] if model else [])]
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        terminal.out().print(f"Ask it yourself on a page: llava {' '.join(words)}", markup=False)
+        return
+    if confirm("Ask it yourself on a chat page?", default=True):
+        os.execv(sys.executable, [sys.executable, "-m", "llavakit", *words])
+
+
+def on_a_page(loading: options.Loading) -> None:
+    """The Gradio app, until it is interrupted; its package is looked for before the model is loaded."""
+    from llavakit.serve import gradio_app
+
+    gradio_app.package()
+    assistant = loading.assistant()
+    examples = {row.image: row.question for row in reversed(shipped_questions())}
+    with as_file(files("llavakit") / "pictures") as folder:
+        asked = [(question, folder / image) for image, question in reversed(examples.items())]
+        gradio_app.launch(assistant, name=loading.model or "tiny", examples=asked)
 
 
 def shipped_questions() -> list[Row]:

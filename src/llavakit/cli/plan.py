@@ -14,7 +14,7 @@ from llavakit.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from llavakit.config import TrainConfig
-    from llavakit.train.cards import Card
+    from llavakit.model.cards import Card
     from llavakit.train.plan import Plan, Run
     from llavakit.train.published import Time
 
@@ -103,8 +103,8 @@ def _made(
     """The plan on a card of the table, or on this machine, which is measured; and the card in words."""
     from typing import get_args
 
+    from llavakit.model.cards import card
     from llavakit.train import plan as plans
-    from llavakit.train.cards import card
 
     if sharding is not None and sharding not in get_args(plans.Sharding):
         raise ConfigError(f"no sharding {sharding!r}", code="bad_value", where="--sharding", remedy="use none, ddp or fsdp")
@@ -112,7 +112,7 @@ def _made(
         from llavakit.train import pace
 
         found = pace.measure(run, config)
-        said = f"this machine, {found.rate / 1e12:.3f} TFLOP/s by {found.steps} steps of {pace.DEPTH} layers"
+        said = f"this machine, {found.rate / 1e12:.3f} TFLOP/s by {found.steps} steps of shallow models"
         on, update, share, count = pace.here(config, found), found.update, 1.0, devices or 1
     else:
         on, update, said = card(gpu or time.card), 0.0, (gpu or time.card).upper()
@@ -122,7 +122,7 @@ def _made(
 
 def _list() -> None:
     """The recipes with what they make and what was published about it, and the cards."""
-    from llavakit.train.cards import CARDS
+    from llavakit.model.cards import CARDS
     from llavakit.train.published import TIMES, Time
 
     for recipe in RECIPES.values():

@@ -37,7 +37,7 @@ _BECAUSE = "BECAUSE:"
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question, checked. ``caption`` is empty without a file of captions; ``lecture`` and ``solution`` may be empty too."""
+    """One question, checked. ``caption`` is empty without a file of captions; all from ``lecture`` on may be empty too."""
 
     id: str
     question: str
@@ -49,6 +49,8 @@ class Problem:
     solution: str = ""
     image: str | None = None
     split: str = ""
+    subject: str = ""
+    grade: str = ""
 
     @property
     def letter(self) -> str:
@@ -158,6 +160,7 @@ def read_problem(name: str, entry: Any, *, caption: str = "", where: str = "") -
     if not 0 <= entry["answer"] < len(choices):
         raise stop(f"'answer' is {entry['answer']} of {len(choices)} choices", "it counts from 0")
     fields = {key: entry[key] for key, _, _ in kinds} | {"choices": choices}
+    fields |= {key: str(entry.get(key, "")) for key in ("subject", "grade")}  # only scoring needs them
     return Problem(id=name, caption=caption, **fields)
 
 

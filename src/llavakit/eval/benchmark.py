@@ -1,7 +1,7 @@
 """What a benchmark is: official files -> questions -> answers -> scores, under a protocol that says exactly how it is asked.
 
-    official files --questions(folder, protocol)--> Question ... --harness--> answers.jsonl --answered()--> Answered ... --score--> Score
-                                                                                                               '--submit--> the official upload
+    official files --questions(folder, protocol)--> Question --harness--> answers.jsonl --> Answered --score--> Score
+                                                                                            '--submit--> the official upload
 
 A ``Protocol`` is everything that moves a number without changing the model: prompt format, suffix, OCR hints, aspect, allowance, judge.
 It carries the numbers published under it, so that a score stands beside what was to be expected (users.md 7, 41). Each family of
@@ -11,7 +11,7 @@ benchmarks is one file that ends with its ``Benchmark`` values; ``benchmarks.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,32 @@ class Protocol:
     hints: bool = False
     "OCR tokens or captions that the official file brings are shown."
     max_new_tokens: int = 128
+    temperature: float = 0.0
+    passes: int = 1
+    "2: the model is asked for its reasons, then goes on with its answer (``two_pass``)."
     judge: str | None = None
     "The judge of the published numbers."
     note: str = ""
     "What else a reader must know."
     published: tuple[Published, ...] = field(default=(), repr=False)
 
+    def but(self, **changes: Any) -> Protocol:
+        """The same with some fields changed."""
+        return replace(self, **changes)
+
+    def asked(self, question: str) -> str:
+        """The question, the suffix on lines of its own behind it; LLaVA's own files have it already."""
+        ending = f"\n{self.suffix}" if self.suffix else ""
+        return question if question.endswith(ending) else question + ending
+
     @property
     def sampling(self) -> Sampling:
-        """Greedy, as every published 1.5 and 1.6 number (spec 6.1)."""
-        return Sampling(max_new_tokens=self.max_new_tokens)
+        """Greedy unless the protocol draws, as every published 1.5 and 1.6 number (spec 6.1)."""
+        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+
+
+LLAVA_15 = Protocol(name="llava-1.5", template="vicuna_v1", aspect="pad")
+LLAVA_16 = Protocol(name="llava-1.6", aspect="anyres")  # each checkpoint in its own prompt format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +89,13 @@ class Question:
     category: str = ""
     truth: Any = None
     "What the scorer compares with; None where it is not public."
+    row: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
+    "Of the official row, what scorer or upload need besides (MMBench: columns that the upload repeats); not written with the answer."
     extra: tuple[tuple[str, Any], ...] = ()
     "Fields that the official answer file wants beside the text (MMBench: round_id, options, option_char)."
     system: str | None = None
+    origin: Path | None = None
+    "The official file that it stands in, for messages and for uploads that list more than was asked (VQAv2)."
 
     def conversation(self) -> Conversation:
         """The open conversation: picture first, then the prompt on its own line (spec 6.1)."""
@@ -131,3 +151,5 @@ class Benchmark:
     verdict: Callable[[Answered], Verdict] | None = None
     submit: Callable[[Sequence[Answered], Path], Path] | None = None
     "Write the official upload into this folder; returns the file."
+    make: Callable[[Path, int | None], None] | None = None
+    "Make the files themselves, pictures of the first so many questions; None where they must be brought."

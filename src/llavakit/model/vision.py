@@ -11,7 +11,7 @@ Shapes: V views, P patches of a view, D width of the tower, S side of a view.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
@@ -48,8 +48,19 @@ class VisionTower(nn.Module):
 
     def forward(self, views_v3ss: Tensor) -> Tensor:
         """Features V.P.D of the selected layer, the CLS row left out unless it was asked for."""
-        hidden = self.vision_model.embeddings(views_v3ss.to(self.device, self.dtype))
-        hidden = self.vision_model.pre_layrnorm(hidden)
+        hidden = self._entered(views_v3ss)
         for layer in self.vision_model.encoder.layers[: self.run_layers]:
             hidden = layer(hidden, None)
-        return hidden[:, self.first_row :]  # type: ignore[no-any-return]
+        return hidden[:, self.first_row :]
+
+    def in_slices(self, views_v3ss: Tensor) -> Generator[None, None, Tensor]:
+        """``forward``, stopping after every layer: a server has others to attend to in between."""
+        hidden = self._entered(views_v3ss)
+        for layer in self.vision_model.encoder.layers[: self.run_layers]:
+            hidden = layer(hidden, None)
+            yield
+        return hidden[:, self.first_row :]
+
+    def _entered(self, views_v3ss: Tensor) -> Tensor:
+        hidden = self.vision_model.embeddings(views_v3ss.to(self.device, self.dtype))
+        return self.vision_model.pre_layrnorm(hidden)  # type: ignore[no-any-return]

@@ -23,8 +23,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from llavakit.errors import ConfigError
+from llavakit.model.cards import Card
 from llavakit.model.presets import ModelConfig
-from llavakit.train.cards import Card
 
 if TYPE_CHECKING:
     from llavakit.model.sizes import Sizes

@@ -27,6 +27,7 @@ from llavakit.data.reading import Progress, now_and_then
 from llavakit.data.sources import Source, read_llava
 from llavakit.errors import CheckpointError, ConfigError
 from llavakit.images import Preprocess
+from llavakit.model.heap import keep_memory
 from llavakit.model.llava import Llava
 from llavakit.model.presets import ModelConfig, ProjectorKind
 from llavakit.model.projector import Projector
@@ -292,8 +293,10 @@ def check_packing(config: TrainConfig, model: Llava) -> None:
 def set_modes(config: TrainConfig, model: Llava, rates: Mapping[str, float], *, device: torch.device, forward: torch.dtype) -> None:
     """Training mode, except for a tower that does not learn; activations kept or computed twice; attention; compiled layers.
 
-    Raises ConfigError where FlexAttention or a compiler is asked for and cannot be had.
+    On a CPU the process keeps what it frees (``model.heap``). Raises ConfigError where FlexAttention or a compiler cannot be had.
     """
+    if device.type == "cpu":
+        keep_memory()
     model.train()
     tower_learns = any(name.startswith("vision_tower.") for name in rates)
     if not tower_learns:
