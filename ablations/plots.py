@@ -37,7 +37,7 @@ def intervals(results: Results, path: Path, seeds: Sequence[int]) -> bool:
         axes.plot(one.interval.mean, row, "o", color=color, markerfacecolor="white" if one.missing else color)
     axes.set_yticks(range(len(found)), [one.claim.name for one in reversed(found)])
     axes.set_xlim(max(-100, axes.get_xlim()[0]), min(100, axes.get_xlim()[1]))
-    axes.set_xlabel("ours, points of 100, 95 % interval; right of 0: as the paper says; hollow: seeds are missing")
+    axes.set_xlabel("ours, points of 100, 95 % interval; right of 0: as the paper says\nhollow: seeds are missing")
     for verdict, color in COLORS.items():
         axes.plot([], [], "o-", color=color, label=verdict)
     axes.legend(loc="lower right", fontsize="small")

@@ -123,9 +123,10 @@ def _spread(results: Results, seeds: Sequence[int]) -> str:
     means = [100 * statistics.fmean(row) for seed in seeds if (row := Side(arm="base").points(results, seed)) is not None]
     if len(means) < 2:
         return ""
+    apart = max(means) - min(means)
     return (
-        f"The baseline's seeds lie {max(means) - min(means):.1f} points apart: it is stopped while it learns fast, sooner with one seed than "
-        "with another, and what makes a smaller difference cannot be told from so few steps and seeds."
+        f"The\nbaseline's seeds lie {apart:.1f} points apart: it is stopped while it learns fast, sooner with one seed than with another,\n"
+        "and what makes a smaller difference cannot be told from so few steps and seeds."
     )
 
 
