@@ -142,7 +142,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         name="decoder", says="a larger decoder is better", paper="ScienceQA +1.08 (13B against 7B); 1.5: GQA +1.3, MME +20.6, MM-Vet +5.0",
         source="LLaVA, ablation (6.4); LLaVA-1.5 (6.7)", better=Side(arm="text-decoder"), worse=Side(arm="small-decoder"),
-        unlike="decoders of text alone, so that both are new to pictures",
+        unlike="decoders of text alone, so that both are new to pictures; the larger one is that which the shipped tiny began with",
     ),
     Claim(
         name="resolution", says="more pixels are better", paper="224 to 336: GQA +1.1, MME +23.5, MM-Vet -0.5",

@@ -43,7 +43,8 @@ over seeds and questions: every seed is asked the same questions, both vary, and
 Welch and Satterthwaite (`ablations/interval.py`). Where a shipped model is asked and none is trained, over questions alone.
 **Verdict**, by a rule set before the first run: *agrees* where the interval lies on the paper's side of 0, *disagrees* where it lies on
 the other, else *cannot tell*. No claim was taken out after its result was known, and there is no correction for trying many:
-of {tried} intervals one is expected to miss by chance. How many steps a run takes was set by one trial of the baseline, for time.
+of {tried} intervals one is expected to miss by chance.
+How many steps a run takes, and that the baseline has tiny's decoder, was settled after one trial of the baseline, for time.
 
 {claims}
 
