@@ -94,7 +94,7 @@ RUNS = [  # a script, its words and its variables, and the recipes it runs
     ("next.sh", ["next-mistral", *FROM_PARTS], {"SHARD": "none"}, ["next-pretrain", "next-mistral"]),
     ("next.sh", ["next", *FROM_PARTS], {"START": "runs/v1.5/pretrain"}, ["next"]),
 ]  # fmt: skip
-BUILT_IN = ("tiny.sh", "tiny-next.sh")
+BUILT_IN = ("ablations.sh", "tiny.sh", "tiny-next.sh")
 MINIATURE = {"tokenizer": TokenizerConfig(), "tower": TowerConfig(), "decoder": DecoderConfig()}
 
 
