@@ -1,4 +1,5 @@
-"""The papers' claims, one value each, and the rule by which ours is held against theirs. Both were fixed before the first run.
+"""The papers' claims, one value each, and the rule by which ours is held against theirs. The rule was fixed before the
+first run, and the claims too, but for both of "reasoning first": their task was replaced and the half-way step moved after a first result.
 
 Numbers in brackets behind a source are the sections of the project's specification that quote it.
 """

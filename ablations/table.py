@@ -42,8 +42,10 @@ here is whether an effect shows in the same procedure, and in which direction; n
 over seeds and questions: every seed is asked the same questions, both vary, and the factor is Student's with the degrees of freedom of
 Welch and Satterthwaite (`ablations/interval.py`). Where a shipped model is asked and none is trained, over questions alone.
 **Verdict**, by a rule set before the first run: *agrees* where the interval lies on the paper's side of 0, *disagrees* where it lies on
-the other, else *cannot tell*. No claim was taken out after its result was known, and there is no correction for trying many:
-of {tried} intervals one is expected to miss by chance.
+the other, else *cannot tell*. No claim was taken out after its result was known; for both of "reasoning first" the
+task was replaced and the half-way step moved from 40 to 60 after a first result. There is no correction for trying many: of {tried}
+intervals one is expected to miss by chance. The runs were not one clean execution of the script: for some minutes two processes
+wrote into one folder, and later runs shared a core.
 How many steps a run takes, and that the baseline has tiny's decoder, was settled after one trial of the baseline, for time.
 
 {claims}

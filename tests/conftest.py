@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from llavakit.assistant import Assistant
 from llavakit.checkpoint import store
 from llavakit.model.llava import Llava
 from tiny import llama_tokenizer, tiny_config, tiny_processor
@@ -27,3 +28,14 @@ def tiny_model_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.
         torch.manual_seed(0)
         store.save(Llava(tiny_config(tokenizer)), tiny_processor(tokenizer), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def helper(tiny_model_dir: Path) -> Assistant:
+    """A random model with scores far apart, so that rounding decides nothing."""
+    made = Assistant.load(tiny_model_dir, device="cpu")
+    with torch.no_grad():
+        for weight in made.model.language_model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(12)
+    return made

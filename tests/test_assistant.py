@@ -38,17 +38,6 @@ CONVERSATIONS = (
 )
 
 
-@pytest.fixture(scope="module")
-def helper(tiny_model_dir: Path) -> Assistant:
-    """A random model with scores far apart, so that rounding decides nothing."""
-    made = Assistant.load(tiny_model_dir, device="cpu")
-    with torch.no_grad():
-        for weight in made.model.language_model.parameters():
-            if weight.ndim == 2:
-                weight.mul_(12)
-    return made
-
-
 def _text(pieces: Iterator[str]) -> str:
     return "".join(pieces)
 

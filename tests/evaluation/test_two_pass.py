@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -148,17 +147,6 @@ def test_a_greedy_reply_goes_on_from_its_own_beginning(seeing: Assistant, conver
     assert any(rest.startswith(" ") for rest, _ in rests)  # the blank in front is not lost
     longest = seeing.reply_batch(begun, SHORT, begun=True)
     assert all(more.startswith(rest) for more, (rest, _) in zip(longest, rests, strict=True))
-
-
-@pytest.fixture(scope="module")
-def helper(tiny_model_dir: Path) -> Assistant:
-    """A random model with scores far apart, so that rounding decides nothing."""
-    made = Assistant.load(tiny_model_dir, device="cpu")
-    with torch.no_grad():
-        for weight in made.model.language_model.parameters():
-            if weight.ndim == 2:
-                weight.mul_(12)
-    return made
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
