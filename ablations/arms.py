@@ -14,9 +14,17 @@ from typing import Literal
 
 from llavakit.model.presets import ProjectorKind
 
-ALIGN, TUNE = 40, 48  # steps of stage 1 and of stage 2
+ALIGN, TUNE = 120, 100  # steps of stage 1 and of stage 2
 BATCH = 16
 SEEDS = (0, 1, 2)
+MIXES: Mapping[str, tuple[float, float, float]] = {  # thousands of conversations, descriptions, reasonings (spec 4.5)
+    "mix-all": (58, 23, 77),
+    "mix-conversation": (58, 0, 0),
+    "mix-detail": (58, 23, 0),
+    "mix-reasoning": (58, 0, 77),
+    "mix-no-conversation": (0, 23, 77),
+    "mix-few": (58, 0.05 * 23, 0.1 * 77),
+}
 DECODERS: Mapping[str, tuple[str, ...] | None] = {
     "tiny": None,  # that of the finished tiny: it has seen pictures, though not through this projector
     "text": ("rate=0.003",),  # of the same shape, text alone
@@ -51,7 +59,7 @@ class Arm:
 
 
 _ANSWER_FIRST = Arm(
-    name="answer-first", says="the letter, then lecture and solution", start="tiny", align=0, tune=120, every=20, data="science-ALE",
+    name="answer-first", says="the letter, then lecture and solution", start="tiny", align=0, tune=120, every=30, data="science-ALE",
     asks=("science",),
 )  # fmt: skip
 _PAD = Arm(
@@ -61,6 +69,14 @@ _ANYRES = replace(
     _PAD, name="anyres", says="a squashed base and up to four tiles",
     words=("aspect=anyres", "tiles=1x2,2x1,2x2,3x1,1x3", "base=squash", "lr=2e-3"),
 )  # fmt: skip
+_TEXT = Arm(name="text-decoder", says="a decoder of text alone, tiny's shape", decoder="text", tune=3 * TUNE)
+
+
+def _mix(name: str, says: str) -> Arm:
+    """One epoch of its own samples, a step for every thousand of LLaVA's: less data is fewer steps."""
+    return Arm(name=name, says=says, data=name, tune=round(sum(MIXES[name])), asks=("bench",))
+
+
 _SHIPPED = Arm(name="tiny", says="the shipped tiny", start="tiny", align=0, tune=0, asks=("compound", "absent", "present"))
 
 ARMS: Mapping[str, Arm] = {
@@ -70,14 +86,16 @@ ARMS: Mapping[str, Arm] = {
         Arm(name="linear", says="a linear projector", projector="linear"),
         Arm(name="unaligned", says="without stage 1", align=0),
         Arm(name="last-layer", says="the tower's last layer", layer=-1),
-        Arm(name="text-decoder", says="a decoder of text alone, tiny's shape", decoder="text"),
-        Arm(name="small-decoder", says="a decoder of text alone, 96 wide, 3 layers", decoder="text-small"),
+        _TEXT,
+        replace(_TEXT, name="small-decoder", says="a decoder of text alone, 96 wide, 3 layers", decoder="text-small"),
         Arm(name="coarse", says="pictures of at most 56 pixels, enlarged", long_side=56),
         Arm(name="half", says="half of the steps, one epoch of half the samples", tune=TUNE // 2),
-        Arm(name="mix-all", says="conversation, detail and reasoning as 58 : 23 : 77", data="mix-all", asks=("bench",)),
-        Arm(name="mix-conversation", says="conversations alone", data="mix-conversation", asks=("bench",)),
-        Arm(name="mix-no-conversation", says="detail and reasoning alone", data="mix-no-conversation", asks=("bench",)),
-        Arm(name="mix-few", says="conversations, 5 % of detail, 10 % of reasoning", data="mix-few", asks=("bench",)),
+        _mix("mix-all", "conversation, detail and reasoning as 58 : 23 : 77"),
+        _mix("mix-conversation", "conversations alone"),
+        _mix("mix-detail", "conversation and detail"),
+        _mix("mix-reasoning", "conversation and reasoning"),
+        _mix("mix-no-conversation", "detail and reasoning alone"),
+        _mix("mix-few", "conversations, 5 % of detail, 10 % of reasoning"),
         Arm(name="mix-none", says="stage 1 alone", tune=0, asks=("bench",)),
         Arm(name="format", says="half short answers, half sentences; the short ones asked for", data="format", asks=("short-asked",)),
         Arm(name="no-format", says="the same answers, nothing asked for", data="no-format", asks=("short",)),

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ablations.arms import MIXES
 from llavakit.data.scienceqa import Problem, to_llava
 from llavakit.datagen.drawn import conversations
 from llavakit.datagen.kinds import Prompts
@@ -33,7 +35,6 @@ TURNS = 8
 COUNTS = ("none", *NUMBERS[1:5])  # as many as five letters allow; no scene has more than five things
 DETAIL = "Describe the image in detail."
 SENTENCES = ("The answer is {}.", "I would say {}.", "That is {}, as far as I can see.")
-DETAILED, REASONED = 23, 77  # thousands beside 58 conversations in LLaVA's 158K (spec 4.5)
 
 
 def talk(scene: Scene, described: float) -> dict[str, Any]:
@@ -87,10 +88,7 @@ def science(scenes: Sequence[Scene], code: str) -> Rows:
 
 FILES: Mapping[str, Callable[[Sequence[Scene]], Rows]] = {
     "talk": lambda scenes: [talk(scene, DESCRIBED) for scene in scenes],
-    "mix-all": lambda scenes: mixed(scenes, (58, DETAILED, REASONED)),
-    "mix-conversation": lambda scenes: mixed(scenes, (1, 0, 0)),
-    "mix-no-conversation": lambda scenes: mixed(scenes, (0, DETAILED, REASONED)),
-    "mix-few": lambda scenes: mixed(scenes, (58, 0.05 * DETAILED, 0.1 * REASONED)),
+    **{name: partial(mixed, shares=shares) for name, shares in MIXES.items()},
     "format": lambda scenes: formatted(scenes, f"\n{SHORT}"),
     "no-format": lambda scenes: formatted(scenes, ""),
     "science-LEA": lambda scenes: science(scenes, "QCM-LEA"),

@@ -25,7 +25,8 @@ from llavakit.scenes.statements import article
 from llavakit.scenes.world import COLORS, SHAPES, Scene, make_scene, scenes
 from llavakit.types import Conversation, Sampling
 
-PER_KIND = 16  # of each of eleven types; small print has a set of its own
+PER_KIND = 40  # of each of eleven types; small print has a set of its own
+BENCH = 50  # of each of three kinds
 Points = Callable[["Asked", str], float]
 
 
@@ -79,24 +80,24 @@ def short(suffix: str = "") -> list[Asked]:
 
 def small() -> list[Asked]:
     found = (row for scene in _scenes(1) for row in benchmark([scene]) if row["category"] == SMALL_PRINT)
-    rows = itertools.islice(found, 60)
+    rows = itertools.islice(found, 120)
     return [Asked(seed=int(r["question_id"].split("-")[0]), prompt=r["text"], answer=r["answer"], points=exact) for r in rows]
 
 
-def detail(count: int = 30) -> list[Asked]:
+def detail(count: int = BENCH) -> list[Asked]:
     return [Asked(seed=scene.seed, prompt=DETAIL, answer="", points=names, room=128) for scene in itertools.islice(_scenes(2), count)]
 
 
 def bench() -> list[Asked]:
     """Conversation, detail and reasoning in equal numbers, as LLaVA-Bench (COCO)."""
-    reasoned = ((scene.seed, *reason(scene)) for scene in itertools.islice(_scenes(3), 30))
+    reasoned = ((scene.seed, *reason(scene)) for scene in itertools.islice(_scenes(3), BENCH))
     asked = [Asked(seed=seed, prompt=question, answer=answer, points=concludes, room=112) for seed, question, answer in reasoned]
     usual = short()
-    return [*usual[:: len(usual) // 30][:30], *detail(), *asked]
+    return [*(usual[i * len(usual) // BENCH] for i in range(BENCH)), *detail(), *asked]
 
 
 def science() -> list[Asked]:
-    problems = [(scene, problem(scene)) for scene in itertools.islice(_scenes(4), 60)]
+    problems = [(scene, problem(scene)) for scene in itertools.islice(_scenes(4), 100)]
     return [Asked(seed=s.seed, prompt=turns(p, "QCM-LEA")[0], answer=p.letter, points=letter, room=112) for s, p in problems]
 
 

@@ -1,6 +1,10 @@
 """Run arms and keep what they answered: one file for each arm and seed. Finished ones are skipped, stopped ones go on.
 
-    python -m ablations.run [--work build/ablations] [--results ablations/results] [--arms NAME ...] [--seeds 0 1 2]
+    python -m ablations.run [--work build/ablations] [--results ablations/results] [--arms NAME ...] [--seeds 0 1 2] [--processes 1]
+
+    WORK/data, starts       made once, before anything is trained         WORK/features-seedN, runs/...-seedN   a seed's own
+    seed 0   base, linear, ...    one process                             so processes share nothing that is written
+    seed 1   base, linear, ...    another
 
 A result holds the points of every question, so that arms are compared question by question.
 """
@@ -11,22 +15,27 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ablations import data
 from ablations.arms import ARMS, BATCH, SEEDS, Arm, seeds_of
 from ablations.measure import SETS, ask, fingerprint
-from ablations.starts import start_of
+from ablations.starts import make_parts, start_of
 from llavakit.assistant import Assistant
 from llavakit.config import FINETUNE, PRETRAIN, TrainConfig, parse
 from llavakit.preprocess import Floats, Preprocess
 from llavakit.prompts import TEMPLATES
 from llavakit.train.loop import train
 
-STAGE_1 = ("batch_size=32", "accumulation=1", "lr=2e-3", "aspect=pad")
+STAGE_1 = ("batch_size=32", "accumulation=1", "lr=8e-3", "aspect=pad")
 STAGE_2 = (f"batch_size={BATCH}", "accumulation=1", "group=16", "optimizer=muon", "lr=3e-3", "betas=[0.9,0.98]")
 QUIET = ("preflight=false", "panel=0", "keep=0", "log_every=40")
 
@@ -60,21 +69,21 @@ def trained(arm: Arm, seed: int, work: Path) -> dict[int, Path]:
     """The checkpoints to ask, by step of stage 2."""
     start = start_of(arm, seed, work / "starts")
     images = data.images_of(work / "data", arm.data, arm.long_side)
+    features = work / f"features-seed{seed}"
     shared = [f"images={images}", f"seed={seed}", *QUIET]
     if arm.align:
         name = f"align{arm.align}-{arm.projector}{arm.layer}-{arm.decoder}-{images.name}-seed{seed}"  # arms that agree so far share it
-        words = [f"start={start}", f"data={work}/data/pretrain.json", f"steps={arm.align}", f"cache_features={work}/features"]
+        words = [f"start={start}", f"data={work}/data/pretrain.json", f"steps={arm.align}", f"cache_features={features}"]
         start = whole(parse(PRETRAIN, [*words, *shared, *STAGE_1, f"out={work}/runs/{name}"]))
     if not arm.tune:
         return {0: start}
     every = arm.every or arm.tune
-    features = f"{work}/features" if arm.base_view else f"{work}/features-without-base"
     words = [
         f"start={start}",
         f"data={work}/data/{arm.data}.json",
         f"steps={arm.tune}",
         f"save_every={every}",
-        f"cache_features={features}",
+        f"cache_features={features if arm.base_view else f'{features}-without-base'}",
     ]
     out = work / "runs" / f"{arm.name}-seed{seed}"
     with sees(arm):
@@ -109,23 +118,35 @@ def sees(arm: Arm) -> Iterator[None]:
         Preprocess.views = whole  # type: ignore[method-assign]
 
 
-def run(arms: Sequence[Arm], seeds: Sequence[int], *, work: Path, results: Path) -> None:
+def run(arms: Sequence[Arm], seeds: Sequence[int], *, work: Path, results: Path, processes: int = 1) -> None:
     """All that has no result yet, seed by seed, so that a stopped series has whole pairs."""
     results.mkdir(parents=True, exist_ok=True)
     data.write(work / "data")
-    for seed in seeds:
-        for arm in arms:
-            path = result_of(arm, seed, results)
-            if path.exists() or seed not in seeds_of(arm, seeds):
-                continue
-            found = perform(arm, seed, work)
-            draft = path.with_suffix(".tmp")
-            draft.write_text(json.dumps(found) + "\n")
-            draft.rename(path)
-            means = {
-                name: round(100 * sum(row) / len(row), 1) for name, steps in found["points"].items() for row in list(steps.values())[-1:]
-            }
-            print(f"{time.strftime('%H:%M:%S')} {path.stem}: {means} {found['seconds']}", flush=True)
+    for arm in arms:
+        make_parts(arm, work / "starts")
+    series = [partial(run_seed, [arm for arm in arms if seed in seeds_of(arm, seeds)], seed, work=work, results=results) for seed in seeds]
+    if processes == 1:
+        for one in series:
+            one()
+        return
+    threads = max(1, torch.get_num_threads() // processes)
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        for ended in as_completed([pool.submit(one) for one in series]):
+            ended.result()
+
+
+def run_seed(arms: Sequence[Arm], seed: int, *, work: Path, results: Path) -> None:
+    """All arms of a seed."""
+    for arm in arms:
+        path = result_of(arm, seed, results)
+        if path.exists():
+            continue
+        found = perform(arm, seed, work)
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(found) + "\n")
+        draft.rename(path)
+        means = {name: round(100 * sum(row) / len(row), 1) for name, steps in found["points"].items() for row in list(steps.values())[-1:]}
+        print(f"{time.strftime('%H:%M:%S')} {path.stem}: {means} {found['seconds']}", flush=True)
 
 
 def main() -> None:
@@ -134,8 +155,10 @@ def main() -> None:
     words.add_argument("--results", type=Path, default=Path("ablations/results"))
     words.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME")
     words.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    words.add_argument("--processes", type=int, default=1, help="seeds at once; the machine's threads are divided among them")
     given = words.parse_args()
-    run([ARMS[name] for name in given.arms], given.seeds, work=given.work.absolute(), results=given.results)
+    arms = [ARMS[name] for name in given.arms]
+    run(arms, given.seeds, work=given.work.absolute(), results=given.results.absolute(), processes=given.processes)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,14 @@ from llavakit.tiling import Tiling
 from llavakit.train.start import IMAGE_TOKEN, join
 
 
+def make_parts(arm: Arm, folder: Path) -> None:
+    """What an arm shares with others, before processes part."""
+    if arm.start == "joined":
+        tower(folder), decoder_of(arm.decoder, folder)
+    elif arm.start == "flat":
+        flat(folder)
+
+
 def start_of(arm: Arm, seed: int, folder: Path) -> Path:
     """The checkpoint that an arm's first stage starts from."""
     if arm.start == "joined":
