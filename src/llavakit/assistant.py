@@ -24,6 +24,7 @@ from llavakit.model.cpu import accelerate_cpu
 from llavakit.model.generation import Past, check_context, generate, stream
 from llavakit.model.llava import Llava
 from llavakit.model.quantize import Quantization
+from llavakit.model.teams import disband
 from llavakit.processor import IGNORED, Batch, Inputs, Processor
 from llavakit.prompts import Template
 from llavakit.text_stream import TextStream, finished_text, held_ids, text_behind
@@ -86,6 +87,7 @@ class Assistant:
             spread(model, device_map)
         elif device.type == "cpu":
             accelerate_cpu(model, packed=(model.vision_tower, model.multi_modal_projector))
+        disband()  # whoever computes next, in whatever thread, is alone with his team
         return Assistant(model, processor, commit=places.commit_of(folder))
 
     def reply(self, conversation: Conversation, sampling: Sampling = GREEDY, *, begun: bool = False) -> Iterator[str]:

@@ -32,7 +32,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     from llavakit.cli.app import app
+    from llavakit.model.teams import wait_briefly
 
+    wait_briefly()
     try:
         code = app(words, prog_name="llava", standalone_mode=False)
     except SystemExit as stop:  # how typer and rich leave when the reader of stdout is gone

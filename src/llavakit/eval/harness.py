@@ -191,7 +191,9 @@ def nobody(count: int, last: Failure) -> ResponderError:
 
 def _ahead(todo: Sequence[Sequence[Question]], encode: Callable[[Question], Any]) -> Iterator[tuple[Sequence[Question], list[Any]]]:
     """Every batch with its questions made ready, a few batches ahead of whoever takes them."""
-    with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
+    from llavakit.model.teams import compute_alone
+
+    with ThreadPoolExecutor(1, thread_name_prefix="encode", initializer=compute_alone) as thread:
         rest = iter(todo)
         coming: deque[tuple[Sequence[Question], Future[list[Any]]]] = deque()
 

@@ -26,6 +26,7 @@ from llavakit.errors import ContextError, LlavaError, SamplingError
 from llavakit.model.cpu import accelerate_cpu
 from llavakit.model.generation import check_context, context_length
 from llavakit.model.heap import keep_memory
+from llavakit.model.teams import compute_alone, disband
 from llavakit.processor import Processor
 from llavakit.serve.job import Job, Prompt
 from llavakit.serve.protocol import Ask, Detail, Stats
@@ -58,7 +59,7 @@ class AssistantEngine:
         self._assistant = assistant
         self._processors = _processors(assistant.processor)
         self._scheduler = Scheduler(model, reader, stop_ids=assistant.stop_ids, limits=self.limits)
-        self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="llava-encode")
+        self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="llava-encode", initializer=compute_alone)
         self._lock = threading.Condition()
         self._door = Door(self.limits)
         self._inbox: list[Job] = []
@@ -75,6 +76,7 @@ class AssistantEngine:
         Without ``limits`` they are what fits this machine, but for the ``chosen`` fields.
         """
         engine = AssistantEngine(assistant, model_id=model_id, limits=limits, chosen=chosen)
+        disband()  # the engine's thread gathers its own
         engine._thread.start()
         return engine
 

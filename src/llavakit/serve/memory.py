@@ -3,9 +3,10 @@
     buffer    [ layers, 2, H, capacity, D ]        2: keys, values
                               |<-- length -->|<-- spare -->|
 
-Nothing is shared, padded or moved when others come and go. The buffer grows by a sixteenth, so copying is a constant a position, and its
-spare room stays small enough that a single row reads all of it at the memory's speed (see ``model/cache.py``): the spare positions get no
-weight. What a reply may become at most is known when it begins, and counted then (``most``), so growing never meets a full machine.
+Nothing is shared, padded or moved when others come and go. A single row reads the spare room too (see ``model/cache.py``), whose positions
+get no weight. On a CPU spare pages that were never written to take no memory and are read from the cache, so there is enough of it for a
+reply and the next question: copying a memory into fresh pages takes longer than reading a question. On a GPU it is a sixteenth. What a
+reply may become at most is known when it begins, and counted then (``most``), so growing never meets a full machine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 from llavakit.model.heap import own_pages
 
 _ROUND = 64  # positions
-_SPARE_SHARE = 16
+_SPARE_SHARE = {"cpu": 4}  # of what is needed; elsewhere a sixteenth
+_SPARE_LEAST = {"cpu": 256}  # positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +66,13 @@ class Memory:
         self.shape = shape
         self.length = 0
         self.most = rounded(most)
+        self._reached = 0
         self._use(self._made(now))
 
     @property
     def nbytes(self) -> int:
-        return self._buffer.nbytes
+        """Memory that it takes: on a CPU, pages that were written to."""
+        return self.shape.bytes_for(self._reached) if self.shape.device.type == "cpu" else self._buffer.nbytes
 
     def make_room(self, positions: int) -> None:
         """Before a step: for so many positions in all."""
@@ -86,6 +90,7 @@ class Memory:
 
     def grow(self, positions: int) -> None:
         self.length += positions
+        self._reached = max(self._reached, self.length)
 
     def layer(self, number: int) -> tuple[Tensor, Tensor]:
         """Keys and values (H, capacity, D), contiguous, spare room included."""
@@ -98,14 +103,14 @@ class Memory:
 
     def lengthen(self, most: int) -> None:
         """Another reply goes on with this memory."""
-        self.most = max(rounded(most), self._buffer.shape[3])
+        self.most = max(rounded(most), rounded(self._reached))
 
     def copy(self, length: int, *, most: int, now: int) -> Memory:
         """A memory that begins with the first ``length`` positions of this one."""
         assert length <= self.length, f"{length} of {self.length} positions"
         other = Memory(self.shape, most=most, now=max(now, length))
         other._buffer[:, :, :, :length] = self._buffer[:, :, :, :length]
-        other.length = length
+        other.length = other._reached = length
         return other
 
     def _use(self, buffer: Tensor) -> None:
@@ -114,6 +119,7 @@ class Memory:
 
     def _made(self, positions: int) -> Tensor:
         """Zeros, because 0 * NaN would not be 0; pages of its own, because it outlives steps."""
-        capacity = min(rounded(positions + positions // _SPARE_SHARE + 1), self.most)
-        shape = self.shape
+        shape, kind = self.shape, self.shape.device.type
+        spare = max(positions // _SPARE_SHARE.get(kind, 16), _SPARE_LEAST.get(kind, 1))
+        capacity = rounded(positions + spare) if kind == "cpu" else min(rounded(positions + spare), self.most)
         return own_pages((shape.layers, 2, shape.heads, capacity, shape.width), shape.dtype, shape.device)

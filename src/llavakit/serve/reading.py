@@ -141,7 +141,7 @@ def _unseen(rows: int, columns: int, past: int, window: int | None, device: torc
 
 def _rounded(rows: int) -> int:
     """Up to one of few numbers."""
-    step = 1 if rows <= _EXACT else 32 if rows <= 512 else 128
+    step = 1 if rows <= _EXACT else 8 if rows <= 64 else 32 if rows <= 512 else 128
     return -(-rows // step) * step
 
 

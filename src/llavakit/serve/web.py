@@ -170,15 +170,23 @@ class Desk:
 
     async def attention(self, request: Request) -> Response:
         """Where the model looked when it wrote a word of the last reply."""
+        from llavakit.model.teams import disband
         from llavakit.serve import sight
 
         shown, conversation, body = await self._asked(request)
         start, end, layers = word_of(body)
-        if shown.model is None:
+        model = shown.model
+        if model is None:
             raise refuse("this server shows no attention", code="unsupported_parameter", where="model")
         if len(self.looks) > WAITING:
             raise busy("several people are looking at attention already", code="overloaded")
-        work = partial(sight.look, shown.model, shown.processor, conversation, start=start, end=end, layers=layers)
+
+        def work() -> sight.Look:
+            try:
+                return sight.look(model, shown.processor, conversation, start=start, end=end, layers=layers)
+            finally:
+                disband()  # the engine's thread has one
+
         mine = object()
         self.looks.add(mine)
         try:
