@@ -221,6 +221,11 @@ def test_the_command_grades_and_goes_on(folder: Path, monkeypatch: pytest.Monkey
     assert "| total | 2 | 50.0 ± 0.0 |" in told.out
     assert "runs: 50.0, 50.0; sd 0.0" in told.out
     assert set(read_grades(folder / "answers.reviews" / "scripted-grade-2runs.json")) == {"v1_0", "v1_2"}
+    page = (folder / "answers.reviews" / "scripted-grade-2runs.html").read_text()
+    assert page.count("<article") == 3
+    assert page.count('<article class="part">') == page.count("grade: 0.5 / 0.5") == 2
+    assert f"grade: none (&#x27;Right&#x27; after {len(TRIES)} tries)" in page, "what has no grade is shown too"
+    assert "-1&lt;AND&gt;-5" in page, "nothing is lost or run as HTML"
     spent = judge.asked.total()
     command("mm-vet", path, folder, judge="scripted", runs=2, upstream=True)
     assert "| total | 3 | 33.3" in capsys.readouterr().out

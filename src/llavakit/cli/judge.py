@@ -266,6 +266,7 @@ def _grading(
 def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out: Path, answers: Path) -> None:
     """The same for MM-Vet."""
     from llavakit.eval import mm_vet
+    from llavakit.eval.grade_page import write_page
 
     try:
         with asking.progress("grading", len(job.cases) * job.runs) as tell:
@@ -273,11 +274,13 @@ def _grade(job: mm_vet.Job, judge: Completer, ledger: Ledger, whom: Paying, out:
     finally:
         grades = mm_vet.grades(job, judge.name, ledger)
         file = mm_vet.write_grades(out / f"{_spelt(judge.name)}-grade-{job.runs}runs.json", grades)
-    known = mm_vet.values(grades)
+    known, capabilities, notes = mm_vet.values(grades), {case.id: case.truth.capabilities for case in job.cases}, [f"judge: {judge.name}"]
     if known:
-        _keep(answers, mm_vet.scores(known, {case.id: case.truth.capabilities for case in job.cases}), judge.name)
-        print(f"{mm_vet.table(known, {case.id: case.truth.capabilities for case in job.cases})}\n")
+        _keep(answers, mm_vet.scores(known, capabilities), judge.name)
+        notes.append(mm_vet.table(known, capabilities))
+        print(f"{notes[-1]}\n")
     print(file)
+    print(write_page(file.with_suffix(".html"), job.cases, grades, title=f"{MM_VET}, {out.stem}", notes=notes))
     print(f"prompt {job.digest}, judged by {', '.join(sorted({one.model for told in grades.values() for one in told}))}", file=sys.stderr)
     absent = [name for name, told in grades.items() if name not in known]
     asking.ended(outcome, ledger, made=len(known), failed=sum(not one.asked for told in grades.values() for one in told))

@@ -84,6 +84,7 @@ class Case:
     question: str
     truth: Truth
     candidate: str
+    image: Image | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +260,7 @@ def cases(folder: Path, answers: Path) -> list[Case]:
         if text is None:
             remedy = "answer all questions first (the harness goes on where it stopped)"
             raise bad(f"question {question.id} has no answer", answers, remedy, code="unanswered")
-        found.append(Case(id=question.id, question=question.prompt, truth=question.truth, candidate=text))
+        found.append(Case(id=question.id, question=question.prompt, truth=question.truth, candidate=text, image=question.image))
     return found
 
 
