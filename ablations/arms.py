@@ -57,6 +57,11 @@ class Arm:
     every: int = 0
     "Also ask each time after so many steps of stage 2."
 
+    @property
+    def series(self) -> Literal["parts", "mix", "whole"]:
+        """Arms of one series and seed are trained one after the other and share what they have in common; others may run beside them."""
+        return "whole" if self.start != "joined" else "mix" if self.data in MIXES else "parts"
+
 
 _ANSWER_FIRST = Arm(
     name="answer-first", says="the letter, then lecture and solution", start="tiny", align=0, tune=120, every=30, data="science-ALE",

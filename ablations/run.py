@@ -2,9 +2,9 @@
 
     python -m ablations.run [--work build/ablations] [--results ablations/results] [--arms NAME ...] [--seeds 0 1 2] [--processes 1]
 
-    WORK/data, starts       made once, before anything is trained         WORK/features-seedN, runs/...-seedN   a seed's own
-    seed 0   base, linear, ...    one process                             so processes share nothing that is written
-    seed 1   base, linear, ...    another
+    WORK/data, starts           made once, before anything is trained
+    WORK/parts-seed0            base, linear, ...       one process: features, first stages, checkpoints
+    WORK/mix-seed0              mix-all, ...            another; nobody writes where another does
 
 A result holds the points of every question, so that arms are compared question by question.
 """
@@ -67,14 +67,15 @@ def perform(arm: Arm, seed: int, work: Path) -> dict[str, Any]:
 
 def trained(arm: Arm, seed: int, work: Path) -> dict[int, Path]:
     """The checkpoints to ask, by step of stage 2."""
-    start = start_of(arm, seed, work / "starts")
+    own = work / f"{arm.series}-seed{seed}"
+    start = start_of(arm, seed, work / "starts", own)
     images = data.images_of(work / "data", arm.data, arm.long_side)
-    features = work / f"features-seed{seed}"
+    features = own / "features"
     shared = [f"images={images}", f"seed={seed}", *QUIET]
     if arm.align:
-        name = f"align{arm.align}-{arm.projector}{arm.layer}-{arm.decoder}-{images.name}-seed{seed}"  # arms that agree so far share it
+        name = f"align{arm.align}-{arm.projector}{arm.layer}-{arm.decoder}-{images.name}"  # arms that agree so far share it
         words = [f"start={start}", f"data={work}/data/pretrain.json", f"steps={arm.align}", f"cache_features={features}"]
-        start = whole(parse(PRETRAIN, [*words, *shared, *STAGE_1, f"out={work}/runs/{name}"]))
+        start = whole(parse(PRETRAIN, [*words, *shared, *STAGE_1, f"out={own}/{name}"]))
     if not arm.tune:
         return {0: start}
     every = arm.every or arm.tune
@@ -85,7 +86,7 @@ def trained(arm: Arm, seed: int, work: Path) -> dict[int, Path]:
         f"save_every={every}",
         f"cache_features={features if arm.base_view else f'{features}-without-base'}",
     ]
-    out = work / "runs" / f"{arm.name}-seed{seed}"
+    out = own / arm.name
     with sees(arm):
         whole(parse(FINETUNE, [*words, *shared, *STAGE_2, *arm.words, f"out={out}"]))
     return {step: out / f"step-{step}" for step in range(every, arm.tune + 1, every)}
@@ -124,19 +125,24 @@ def run(arms: Sequence[Arm], seeds: Sequence[int], *, work: Path, results: Path,
     data.write(work / "data")
     for arm in arms:
         make_parts(arm, work / "starts")
-    series = [partial(run_seed, [arm for arm in arms if seed in seeds_of(arm, seeds)], seed, work=work, results=results) for seed in seeds]
+    series: dict[tuple[int, str], list[Arm]] = {}
+    for seed in seeds:
+        for arm in arms:
+            if seed in seeds_of(arm, seeds):
+                series.setdefault((seed, arm.series), []).append(arm)
+    todo = [partial(run_series, its, seed, work=work, results=results) for (seed, _), its in series.items()]
     if processes == 1:
-        for one in series:
+        for one in todo:
             one()
         return
     threads = max(1, torch.get_num_threads() // processes)
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-        for ended in as_completed([pool.submit(one) for one in series]):
+        for ended in as_completed([pool.submit(one) for one in todo]):
             ended.result()
 
 
-def run_seed(arms: Sequence[Arm], seed: int, *, work: Path, results: Path) -> None:
-    """All arms of a seed."""
+def run_series(arms: Sequence[Arm], seed: int, *, work: Path, results: Path) -> None:
+    """One after the other."""
     for arm in arms:
         path = result_of(arm, seed, results)
         if path.exists():
@@ -155,7 +161,7 @@ def main() -> None:
     words.add_argument("--results", type=Path, default=Path("ablations/results"))
     words.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME")
     words.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    words.add_argument("--processes", type=int, default=1, help="seeds at once; the machine's threads are divided among them")
+    words.add_argument("--processes", type=int, default=1, help="series at once; the machine's threads are divided among them")
     given = words.parse_args()
     arms = [ARMS[name] for name in given.arms]
     run(arms, given.seeds, work=given.work.absolute(), results=given.results.absolute(), processes=given.processes)

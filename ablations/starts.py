@@ -1,7 +1,7 @@
 """What the runs start from, made once each: parts of the shipped miniature, text-only decoders, and models put together of them.
 
 tower/           tiny's own            flat/     tiny-next's weights as a model of one view
-decoder-NAME/    text only             joined-PROJECTOR-LAYER-DECODER-seedN/    tower + decoder + an untrained projector
+decoder-NAME/    text only             OWN/joined-PROJECTOR-LAYER-DECODER/    tower + decoder + an untrained projector
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def make_parts(arm: Arm, folder: Path) -> None:
         flat(folder)
 
 
-def start_of(arm: Arm, seed: int, folder: Path) -> Path:
-    """The checkpoint that an arm's first stage starts from."""
+def start_of(arm: Arm, seed: int, folder: Path, own: Path) -> Path:
+    """The checkpoint that an arm's first stage starts from. ``own``: the series' folder, for what has a projector of its seed."""
     if arm.start == "joined":
-        return joined(arm, seed, folder)
+        return joined(arm, seed, folder, own)
     return flat(folder) if arm.start == "flat" else places.built_in(arm.start)
 
 
@@ -67,9 +67,9 @@ def decoder_of(name: str, folder: Path) -> Path:
     return out
 
 
-def joined(arm: Arm, seed: int, folder: Path) -> Path:
+def joined(arm: Arm, seed: int, folder: Path, own: Path) -> Path:
     """Tower, decoder and a new projector; ``seed`` draws the projector."""
-    out = folder / f"joined-{arm.projector}{arm.layer}-{arm.decoder}-seed{seed}"
+    out = own / f"joined-{arm.projector}{arm.layer}-{arm.decoder}"
     if not (out / "config.json").exists():
         parts = tower(folder), decoder_of(arm.decoder, folder)
         torch.manual_seed(seed)
