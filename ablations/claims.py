@@ -182,7 +182,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         name="format", says="saying that a short answer is wanted helps", paper="MME +126.8 (1197.0 to 1323.8), GQA -0.2",
         source="LLaVA-1.5, build-up (6.7)", better=Side(arm="format", metric="short-asked"), worse=Side(arm="no-format"),
-        unlike="the whole answer must match, as in GQA",
+        unlike="the whole answer must match, as in GQA; the sentences come in three forms, so that without a request too a short answer "
+        "is what the model finds likeliest (seen after the result)",
     ),
     Claim(
         name="half the data", says="half of the data keeps 98 %", paper="> 98 % of the performance", source="LLaVA-1.5 (6.7)",
