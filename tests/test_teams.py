@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,17 @@ import torch
 from llavakit.model.teams import _openmp, compute_alone, disband
 
 GNU = sys.platform.startswith("linux") and _openmp() is not None and not hasattr(_openmp(), "kmp_set_blocktime")
-pytestmark = pytest.mark.skipif(not GNU or torch.get_num_threads() < 2, reason="teams are counted by GNU's OpenMP on Linux with two cores")
+pytestmark = pytest.mark.skipif(not GNU, reason="teams are counted by GNU's OpenMP on Linux")
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """Also where the tests themselves run with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+    disband()
 
 
 def threads() -> int:
