@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import os
 import socket
@@ -94,7 +95,10 @@ class Server(uvicorn.Server):
 
     def _load_model(self, load: Load) -> None:
         try:
-            for name, engine in load().items():
+            engines = load()
+            gc.collect()
+            gc.freeze()  # a model's libraries are a million objects: looking through them takes a fifth of a second, and everybody waits
+            for name, engine in engines.items():
                 self.service.add(name, engine)
         except BaseException as error:  # told to whoever waits for the server
             self._loading_error = error
