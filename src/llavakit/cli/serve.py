@@ -140,12 +140,13 @@ def serve(
     service, shown, begun = Service(settings=settings), dict[str, "Shown"](), time.perf_counter()
 
     def load() -> Mapping[str, Engine]:
-        engines = {name: engine(one, name, room, shown) for name, one in wanted.items()}
-        _say(f"serving {', '.join(engines)} at {address} after {time.perf_counter() - begun:.1f} s (API: {address}/v1; Ctrl-C ends it)")
-        return engines
+        return {name: engine(one, name, room, shown) for name, one in wanted.items()}
+
+    def ready() -> None:
+        _say(f"serving {', '.join(wanted)} at {address} after {time.perf_counter() - begun:.1f} s (API: {address}/v1; Ctrl-C ends it)")
 
     more = [*routes(service, shown, PageSettings(votes=votes)), *(_worker_routes(service, shown) if worker else ())]
-    leave(Server(service, listening, load, grace=grace, routes=more).serve_until_told())
+    leave(Server(service, listening, load, grace=grace, routes=more, ready=ready).serve_until_told())
 
 
 def named(models: Sequence[str] | None, served: Sequence[str] | None, loading: options.Loading) -> dict[str, options.Loading]:

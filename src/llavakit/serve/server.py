@@ -65,8 +65,16 @@ class Server(uvicorn.Server):
     """uvicorn that drains before it leaves. ``serve_until_told`` returns the exit code and raises what loading raised."""
 
     def __init__(
-        self, service: Service, listening: socket.socket, load: Load | None = None, *, grace: float = 30.0, routes: Sequence[BaseRoute] = ()
+        self,
+        service: Service,
+        listening: socket.socket,
+        load: Load | None = None,
+        *,
+        grace: float = 30.0,
+        routes: Sequence[BaseRoute] = (),
+        ready: Callable[[], None] | None = None,
     ) -> None:
+        """ready: called once requests for a reply are taken."""
         connection: Any = partial(Connection, limits=service.settings.limits)
         super().__init__(
             uvicorn.Config(
@@ -76,7 +84,7 @@ class Server(uvicorn.Server):
             )
         )  # fmt: skip
         self.service, self.grace, self.code = service, grace, 0
-        self._listening, self._load = listening, load
+        self._listening, self._load, self._ready = listening, load, ready
         self._loading_error: BaseException | None = None
         self._told_to_leave = False
         self._drain: asyncio.Task[None] | None = None
@@ -100,6 +108,8 @@ class Server(uvicorn.Server):
             gc.freeze()  # a model's libraries are a million objects: looking through them takes a fifth of a second, and everybody waits
             for name, engine in engines.items():
                 self.service.add(name, engine)
+            if self._ready is not None:
+                self._ready()
         except BaseException as error:  # told to whoever waits for the server
             self._loading_error = error
             self.should_exit = True
